@@ -1,0 +1,136 @@
+"""What a model costs, layer by layer: floating point operations and bytes. The planner and the simulator start here.
+
+Counted, not measured, so that a plan can be made on a machine that has neither torch nor the memory for the model.
+A matrix product of [n, a] with [a, b] is 2·n·a·b operations forward and twice that backward (one product for the
+gradient of each operand). Norms, activations and rotations are left out: they cost time but hardly any operations,
+and a worker's `flops_per_s` is the sustained rate that already pays for them.
+
+Stored bytes are what autograd keeps between a layer's forward and its backward, for one microbatch, in fp32; the test
+counts them with saved-tensor hooks. Per token, in elements, with hidden size h, mlp ratio r, vocabulary v:
+
+    embedding    2                  the tokens, int64
+    block        11 h + 2 r h       input and its norm (2), q k v (3), q and k rotated (2), attention's output by head
+                                    and by token (2), the sum with the input and its norm (2), the mlp before and
+                                    after its activation (2 r)
+    head         2 h + v + 2        input and its norm, the loss's log-probabilities, the targets
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field
+
+from wantrain.errors import ConfigError
+from wantrain.fact import Fact, read_json, write_text
+from wantrain.model_config import ModelConfig
+
+BYTES_PER_ELEMENT = 4
+"""Parameters and stored activations are counted in fp32."""
+
+
+class LayerProfile(Fact):
+    """What one layer costs for one microbatch."""
+
+    name: str
+    forward_flops: float = Field(ge=0)
+    backward_flops: float = Field(ge=0)
+    parameter_bytes: int = Field(ge=0)
+    activation_elements: int = Field(ge=0)
+    """Elements of its output, which cross the wire where a stage ends here."""
+    stored_bytes: int = Field(ge=0)
+    """What is kept between forward and backward."""
+
+    def forward_s(self, flops_per_s: float) -> float:
+        """Return the seconds of a forward on a worker that sustains `flops_per_s`."""
+        return self.forward_flops / flops_per_s
+
+    def backward_s(self, flops_per_s: float) -> float:
+        """Return the seconds of a backward on a worker that sustains `flops_per_s`."""
+        return self.backward_flops / flops_per_s
+
+
+class ModelProfile(Fact):
+    """What every layer of a model costs, at one microbatch size."""
+
+    microbatch_size: int = Field(ge=1)
+    """Samples in the microbatch that the layers' figures are for."""
+    layers: tuple[LayerProfile, ...] = Field(min_length=1)
+
+    @property
+    def num_layers(self) -> int:
+        """Layers that a plan hands out."""
+        return len(self.layers)
+
+    @property
+    def parameter_bytes(self) -> int:
+        """Bytes of all weights."""
+        return sum(layer.parameter_bytes for layer in self.layers)
+
+    def compute_s(self, first: int, end: int, flops_per_s: float) -> float:
+        """Return the seconds of a forward and a backward through layers [first, end) for one microbatch."""
+        return sum(layer.forward_s(flops_per_s) + layer.backward_s(flops_per_s) for layer in self.layers[first:end])
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a profile from a JSON file."""
+        return cls.parse(read_json(path, ConfigError), ConfigError, str(path))
+
+    def save(self, path: str | Path) -> None:
+        """Write the profile as a JSON file."""
+        write_text(path, self.model_dump_json(indent=2) + "\n")
+
+
+def gpt_profile(config: ModelConfig, microbatch_size: int) -> ModelProfile:
+    """Count what each layer of a GPT costs for a microbatch of so many samples of `config.seq_len` tokens."""
+    tokens = microbatch_size * config.seq_len
+    block = _block(config, tokens)
+    blocks = [block.model_copy(update={"name": f"block {layer}"}) for layer in range(1, config.num_layers + 1)]
+    return ModelProfile(
+        microbatch_size=microbatch_size, layers=(_embedding(config, tokens), *blocks, _head(config, tokens))
+    )
+
+
+def _embedding(config: ModelConfig, tokens: int) -> LayerProfile:
+    return LayerProfile(
+        name="embedding",
+        forward_flops=0.0,
+        backward_flops=0.0,
+        parameter_bytes=config.vocab_size * config.hidden * BYTES_PER_ELEMENT,
+        activation_elements=tokens * config.hidden,
+        stored_bytes=tokens * (2 * BYTES_PER_ELEMENT + _mask_bytes(config, 1)),
+    )
+
+
+def _block(config: ModelConfig, tokens: int) -> LayerProfile:
+    hidden = config.hidden
+    weights = (4 + 2 * config.mlp_ratio) * hidden**2
+    scores = 2 * config.seq_len * hidden  # every pair of places, for the scores and for the mixing of values
+    forward = 2.0 * tokens * (weights + scores)
+    return LayerProfile(
+        name="block",
+        forward_flops=forward,
+        backward_flops=2 * forward,
+        parameter_bytes=(weights + 2 * hidden) * BYTES_PER_ELEMENT,
+        activation_elements=tokens * hidden,
+        stored_bytes=tokens * ((11 + 2 * config.mlp_ratio) * hidden * BYTES_PER_ELEMENT + _mask_bytes(config, 2)),
+    )
+
+
+def _head(config: ModelConfig, tokens: int) -> LayerProfile:
+    weights = config.vocab_size * config.hidden
+    forward = 2.0 * tokens * weights
+    return LayerProfile(
+        name="head",
+        forward_flops=forward,
+        backward_flops=2 * forward,
+        parameter_bytes=(weights + config.hidden) * BYTES_PER_ELEMENT,
+        activation_elements=tokens * config.vocab_size,
+        stored_bytes=tokens * (2 * config.hidden + config.vocab_size + 2) * BYTES_PER_ELEMENT,
+    )
+
+
+def _mask_bytes(config: ModelConfig, num_masks: int) -> int:
+    """Return what dropout keeps per token: one byte per element and mask."""
+    return num_masks * config.hidden if config.dropout else 0

@@ -1,0 +1,37 @@
+"""Find the files that come with wantrain, in a checkout and in an installed wheel alike.
+
+A checkout keeps them in `configs/` beside the package; the wheel carries that folder inside it, as `wantrain/configs`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from wantrain.errors import UserError, did_you_mean
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def configs_folder() -> Path:
+    """Return the folder of the shipped configurations."""
+    inside, beside = _PACKAGE / "configs", _PACKAGE.parent / "configs"
+    return beside if (_PACKAGE.parent / "pyproject.toml").exists() else inside
+
+
+def shipped(kind: str) -> list[str]:
+    """Return the names of the shipped files of a kind: "topologies", "models" or "runs"."""
+    return sorted(path.stem for path in (configs_folder() / kind).glob("*.toml"))
+
+
+def find_config(kind: str, given: str, error: type[UserError]) -> Path:
+    """Return the file that the user means, by path or by the name of a shipped one; raise `error` for neither."""
+    path = Path(given)
+    if path.is_file():
+        return path
+    if path.suffix or path.name != given:
+        raise error(f"can't find {given}; give the path of a TOML file, or one of {', '.join(shipped(kind))}")
+    known = shipped(kind)
+    if given in known:
+        return configs_folder() / kind / f"{given}.toml"
+    choices = f"expected a file, or one of {', '.join(known)}"
+    raise error(f"there is no '{given}' among the {kind}{did_you_mean(given, known)}; {choices}")

@@ -1,0 +1,195 @@
+"""What a tensor looks like between two workers: sizes, the header in front of it, how many connections carry it.
+
+Pure arithmetic on plain values, so that the scheduler, the simulator, the channels and the codecs all count the same
+bytes. One payload is one message:
+
+    0      4       6     8    9     10   11     12         16          32       40         48       56       64
+    | magic|version|codec|bits|dtype|rank|stream|group_size|shape[4]   |sequence|body_bytes|checksum|reserved| body …
+
+The header has 64 bytes, so a body in a 64-byte aligned buffer is aligned too, and a decoded tensor may lie in it.
+The checksum is xxh3_64 of the body, seeded with the xxh3_64 of the fields before it: it covers both.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from dataclasses import dataclass, replace
+from typing import Self
+
+import xxhash
+
+from wantrain.errors import ChannelError, ConfigError, did_you_mean
+
+HEADER_BYTES = 64
+VERSION = 1
+MAX_DIMS = 4
+MAX_CONNECTIONS = 16
+"""Chosen: 16 connections carry 1 Gbit/s over 170 ms one way; more would only add threads."""
+
+_MAGIC = b"wtrn"
+_FIELDS = struct.Struct("<4sHHBBBBI4IQQ")
+_CHECKSUM = struct.Struct("<Q")
+
+CONNECTION_BYTES_PER_ROUND_TRIP = 2.0e6
+"""What one gloo connection carries in a round trip: 2.7 MB measured (216 Mbit/s at 50 ms one way: Linux's default
+4 MB send buffer less its bookkeeping). A quarter less, because a connection that lost a packet falls behind."""
+
+CHUNK_BYTES = 512 * 1024
+"""Greatest chunk. Measured on localhost: below 256 KiB a chunk's fixed cost (two thread wake-ups) shows."""
+
+_CHUNK_S = 0.01
+"""Chosen: a chunk takes about 10 ms of its link, so that nothing small waits long behind one."""
+
+_MIN_CHUNK_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True)
+class WireFormat:
+    """How a codec's values look on the wire: its number in the header and its bits per value."""
+
+    number: int
+    bits: int
+
+
+WIRE_FORMATS = {
+    "raw:fp32": WireFormat(number=1, bits=32),
+    "raw:bf16": WireFormat(number=2, bits=16),
+    "raw:fp16": WireFormat(number=3, bits=16),
+}
+
+_CODEC_NAMES = {wire_format.number: name for name, wire_format in WIRE_FORMATS.items()}
+DTYPE_NUMBERS = {"fp32": 1, "bf16": 2, "fp16": 3}
+_DTYPE_NAMES = {number: name for name, number in DTYPE_NUMBERS.items()}
+
+
+def wire_format(codec_name: str) -> WireFormat:
+    """Return a codec's wire format; raise ConfigError that names the nearest codec for an unknown name."""
+    if codec_name not in WIRE_FORMATS:
+        hint = did_you_mean(codec_name, WIRE_FORMATS)
+        raise ConfigError(f"unknown codec '{codec_name}'{hint}; known are {', '.join(WIRE_FORMATS)}")
+    return WIRE_FORMATS[codec_name]
+
+
+def payload_bytes(codec_name: str, shape: tuple[int, ...]) -> int:
+    """Return the size of a payload, header included, of a tensor of this shape."""
+    return HEADER_BYTES + math.ceil(math.prod(shape) * wire_format(codec_name).bits / 8)
+
+
+@dataclass(frozen=True)
+class Header:
+    """The first 64 bytes of a payload. `dtype` is the tensor's before encoding; `stream` tells kinds of payload apart
+    that share a channel."""
+
+    codec: str
+    dtype: str
+    shape: tuple[int, ...]
+    sequence: int
+    body_bytes: int
+    stream: int = 0
+    group_size: int = 0
+    checksum: int = 0
+
+    def sealed(self, body: memoryview) -> Self:
+        """Return the header with the checksum of itself and `body`."""
+        return replace(self, checksum=self._checksum(body))
+
+    def pack(self) -> bytes:
+        """Return the 64 bytes."""
+        return (self._pack_fields() + _CHECKSUM.pack(self.checksum)).ljust(HEADER_BYTES, b"\0")
+
+    def check_body(self, body: memoryview) -> None:
+        """Raise ChannelError where the body is not the one that was sealed."""
+        if len(body) != self.body_bytes:
+            raise ChannelError(f"payload body was cut (got {len(body)} bytes, expected {self.body_bytes})")
+        found = self._checksum(body)
+        if found != self.checksum:
+            raise ChannelError(
+                f"payload {self.sequence} was damaged on the way (checksum {found:016x}, expected {self.checksum:016x})"
+            )
+
+    def _pack_fields(self) -> bytes:
+        form = wire_format(self.codec)
+        return _FIELDS.pack(
+            _MAGIC,
+            VERSION,
+            form.number,
+            form.bits,
+            DTYPE_NUMBERS[self.dtype],
+            len(self.shape),
+            self.stream,
+            self.group_size,
+            *self.shape,
+            *[0] * (MAX_DIMS - len(self.shape)),
+            self.sequence,
+            self.body_bytes,
+        )
+
+    def _checksum(self, body: memoryview) -> int:
+        return xxhash.xxh3_64_intdigest(body, seed=xxhash.xxh3_64_intdigest(self._pack_fields()))
+
+
+def unpack_header(data: memoryview) -> Header:
+    """Read the header of a payload; raise ChannelError that names the first thing that is not as it must be."""
+    if len(data) < HEADER_BYTES:
+        raise ChannelError(f"payload is shorter than its header (got {len(data)} bytes, expected {HEADER_BYTES})")
+    magic, version, codec, bits, dtype, rank, stream, group_size, *rest = _FIELDS.unpack_from(data)
+    if magic != _MAGIC:
+        raise ChannelError(f"payload doesn't start as one (got {magic!r}, expected {_MAGIC!r})")
+    if version != VERSION:
+        raise ChannelError(f"payload has version {version} (expected {VERSION}); run one wantrain on all workers")
+    name = _CODEC_NAMES.get(codec)
+    if name is None or WIRE_FORMATS[name].bits != bits or dtype not in _DTYPE_NAMES or rank > MAX_DIMS:
+        raise ChannelError(f"payload header was damaged (codec {codec}, bits {bits}, dtype {dtype}, {rank} dimensions)")
+    *shape, sequence, body_bytes = rest
+    if any(shape[rank:]) or any(data[_FIELDS.size + _CHECKSUM.size : HEADER_BYTES]):
+        raise ChannelError("payload header was damaged (bytes that must be zero are not)")
+    return Header(
+        codec=name,
+        dtype=_DTYPE_NAMES[dtype],
+        shape=tuple(shape[:rank]),
+        sequence=sequence,
+        body_bytes=body_bytes,
+        stream=stream,
+        group_size=group_size,
+        checksum=_CHECKSUM.unpack_from(data, _FIELDS.size)[0],
+    )
+
+
+@dataclass(frozen=True)
+class Transport:
+    """How a channel moves its bytes; both ends must use the same."""
+
+    num_connections: int = 1
+    chunk_bytes: int = CHUNK_BYTES
+    num_posted: int = 8
+    """Receives posted ahead on each connection: a sender can't have more chunks under way on it than this."""
+
+    def __post_init__(self) -> None:
+        if not (1 <= self.num_connections <= MAX_CONNECTIONS and self.chunk_bytes > 0 and self.num_posted >= 2):
+            raise ConfigError(
+                f"transport can't work (got {self}, expected 1 to {MAX_CONNECTIONS} connections, chunks of at least "
+                "one byte, 2 or more posted receives)"
+            )
+
+    @property
+    def window_bytes(self) -> int:
+        """Return the greatest number of bytes under way in one direction."""
+        return self.num_connections * self.num_posted * self.chunk_bytes
+
+
+def num_connections_for(bandwidth_bytes_per_s: float, latency_s: float) -> int:
+    """Return how many connections fill a link: rate × round trip, by what one connection carries in a round trip."""
+    under_way_bytes = bandwidth_bytes_per_s * 2 * latency_s
+    return min(max(math.ceil(under_way_bytes / CONNECTION_BYTES_PER_ROUND_TRIP), 1), MAX_CONNECTIONS)
+
+
+def transport_for(bandwidth_bytes_per_s: float, latency_s: float) -> Transport:
+    """Return the transport that fills a link and keeps no more bytes under way than that takes.
+
+    The window is 1.5 × rate × round trip, and at least three chunks: a credit for the next chunk needs a round trip.
+    """
+    num_connections = num_connections_for(bandwidth_bytes_per_s, latency_s)
+    chunk_bytes = min(max(int(bandwidth_bytes_per_s * _CHUNK_S), _MIN_CHUNK_BYTES), CHUNK_BYTES)
+    window_bytes = 1.5 * bandwidth_bytes_per_s * 2 * latency_s / num_connections
+    return Transport(num_connections, chunk_bytes, 3 + math.ceil(window_bytes / chunk_bytes))

@@ -1,0 +1,142 @@
+"""What a plan costs: seconds of compute, bytes on the wire, bytes in memory. Pure functions of frozen facts.
+
+Memory of a rank, with w its weights in bytes, a_s the stored activations of a microbatch on stage s, d_s the stage's
+`max_in_flight`, f_s and b_s the payloads that leave stage s forwards and backwards:
+
+    weights + gradients                     2·w
+    AdamW's two moments                     2·w
+    activations                             d_s · a_s
+    payloads to send                        d_s · f_s + d_(s-1) · b_s
+    payloads received, not yet used         d_(s-1) · f_(s-1) + d_s · b_(s+1)
+    staging of the channels                 window of each, both directions
+    gradient pieces under way               2 buckets, scatter and gather
+
+A microbatch in flight on stage s-1 is, seen from s, either still on its way, received, in flight here, or on its way
+back: hence the d_(s-1). Every term is an upper bound that a slow neighbour can bring about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from wantrain.plan import Plan, Prediction
+from wantrain.profile import LayerProfile, ModelProfile
+from wantrain.scheduler.simulator import Workload, simulate
+from wantrain.timeline import Timeline
+from wantrain.topology import Topology
+from wantrain.wire import Transport, payload_bytes
+
+ADAMW_STATES = 2
+OPTIMIZER_FLOPS_PER_PARAMETER = 12
+"""AdamW's multiplications, additions, a square root and a division, per parameter (counted)."""
+
+
+def stage_layers(plan: Plan, profile: ModelProfile, stage: int) -> tuple[LayerProfile, ...]:
+    """Return the layers of one stage."""
+    span = plan.stages[stage]
+    return profile.layers[span.first_layer : span.end_layer]
+
+
+def _parameter_bytes(plan: Plan, profile: ModelProfile, stage: int) -> int:
+    return sum(layer.parameter_bytes for layer in stage_layers(plan, profile, stage))
+
+
+def boundary_bytes(plan: Plan, profile: ModelProfile, stage: int) -> tuple[int, int]:
+    """Return the payload bytes of one microbatch over the boundary after `stage`: forwards and backwards."""
+    elements = stage_layers(plan, profile, stage)[-1].activation_elements
+    boundary = plan.boundaries[stage]
+    return payload_bytes(boundary.forward_codec, (elements,)), payload_bytes(boundary.backward_codec, (elements,))
+
+
+def bucket_sizes(plan: Plan, profile: ModelProfile, stage: int) -> tuple[int, ...]:
+    """Return the wire bytes of a stage's gradient buckets, evenly cut."""
+    total = payload_bytes(plan.gradient_codec, (_parameter_bytes(plan, profile, stage) // 4,))
+    full, rest = divmod(total, plan.bucket_bytes)
+    return (plan.bucket_bytes,) * full + ((rest,) if rest else ())
+
+
+def make_workload(plan: Plan, topology: Topology, profile: ModelProfile) -> Workload:
+    """Turn a plan's layers, workers and codecs into the seconds and bytes that the simulator plays."""
+    forward_s, backward_s, step_s = [], [], []
+    for rank, name in enumerate(plan.workers):
+        layers = stage_layers(plan, profile, plan.stage_of(rank))
+        speed = topology.worker(name).flops_per_s
+        forward_s.append(sum(layer.forward_s(speed) for layer in layers))
+        backward_s.append(sum(layer.backward_s(speed) for layer in layers))
+        num_parameters = sum(layer.parameter_bytes for layer in layers) / 4
+        step_s.append(num_parameters * OPTIMIZER_FLOPS_PER_PARAMETER / speed)
+    stages = range(plan.num_stages)
+    crossing = [boundary_bytes(plan, profile, stage) for stage in stages[:-1]]
+    return Workload(
+        forward_s=tuple(forward_s),
+        backward_s=tuple(backward_s),
+        step_s=tuple(step_s),
+        forward_bytes=(*(forward for forward, _ in crossing), 0),
+        backward_bytes=(0, *(backward for _, backward in crossing)),
+        bucket_bytes=tuple(bucket_sizes(plan, profile, stage) for stage in stages),
+    )
+
+
+def _window_bytes(transports: Sequence[Transport]) -> int:
+    return sum(2 * transport.window_bytes for transport in transports)
+
+
+def memory_bytes(plan: Plan, profile: ModelProfile, rank: int) -> int:
+    """Return what a rank needs at most, the process itself apart (formula above)."""
+    stage, replica = plan.stage_of(rank), plan.replica_of(rank)
+    depths = [one.max_in_flight for one in plan.stages]
+    total = (2 + ADAMW_STATES) * _parameter_bytes(plan, profile, stage)
+    total += depths[stage] * sum(layer.stored_bytes for layer in stage_layers(plan, profile, stage))
+    if stage + 1 < plan.num_stages:
+        forward, backward = boundary_bytes(plan, profile, stage)
+        total += depths[stage] * (forward + backward)
+        total += 2 * _window_bytes([plan.boundaries[stage].transports[replica]])
+    if stage > 0:
+        forward, backward = boundary_bytes(plan, profile, stage - 1)
+        total += depths[stage - 1] * (forward + backward)
+        total += 2 * _window_bytes([plan.boundaries[stage - 1].transports[replica]])
+    others = len(plan.replicas) - 1
+    if others:
+        total += 4 * min(plan.bucket_bytes, max(bucket_sizes(plan, profile, stage)))
+        total += _window_bytes([plan.gradient_transport] * others)
+    return total
+
+
+def predict(plan: Plan, topology: Topology, profile: ModelProfile) -> tuple[Prediction, Timeline]:
+    """Play the plan in virtual time and sum up where the step goes."""
+    workload = make_workload(plan, topology, profile)
+    timeline = simulate(plan, topology, workload)
+    compute = [timeline.compute_s(rank) for rank in range(plan.world_size)]
+    slowest = max(range(plan.world_size), key=lambda rank: compute[rank])
+    ideal_s = max(_ideal_s(plan, workload, replica) for replica in range(len(plan.replicas)))
+    step_s = timeline.span_s
+    return (
+        Prediction(
+            step_s=step_s,
+            compute_s=compute[slowest],
+            bubble_s=max(0.0, ideal_s - compute[slowest]),
+            exposed_communication_s=max(0.0, step_s - ideal_s),
+            memory_bytes={name: memory_bytes(plan, profile, rank) for rank, name in enumerate(plan.workers)},
+            bottleneck=_bottleneck(plan, topology, timeline, compute, slowest),
+        ),
+        timeline,
+    )
+
+
+def _ideal_s(plan: Plan, workload: Workload, replica: int) -> float:
+    """Return the step's seconds with a network that costs nothing: the slowest stage's work, and the way there."""
+    ranks = [plan.rank_at(replica, stage) for stage in range(plan.num_stages)]
+    once = [workload.forward_s[rank] + workload.backward_s[rank] for rank in ranks]
+    return sum(once) + (plan.replicas[replica].num_microbatches - 1) * max(once)
+
+
+def _bottleneck(plan: Plan, topology: Topology, timeline: Timeline, compute: Sequence[float], slowest: int) -> str:
+    """Name what is busy longest: a worker's computing, or a link."""
+    links = {
+        (source, target): num_bytes / topology.send_limit_bytes_per_s(source, target)
+        for (source, target), num_bytes in timeline.bytes_by_link().items()
+    }
+    busiest = max(links, key=lambda pair: links[pair], default=None)
+    if busiest is not None and links[busiest] > compute[slowest]:
+        return f"link {busiest[0]} → {busiest[1]}"
+    return f"compute of {plan.workers[slowest]}"

@@ -1,0 +1,114 @@
+"""What only a channel over sockets can show: agreement on opening, and a peer that dies."""
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from torch.distributed import FileStore, HashStore, Store
+
+from wantrain.comm.channel import Channel
+from wantrain.comm.sender import Sender
+from wantrain.comm.torch_channel import open_channel
+from wantrain.errors import ChannelError, ConfigError
+from wantrain.wire import Transport
+
+MakePair = Callable[..., tuple[Channel, Channel]]
+Both = Callable[..., tuple[object, object]]
+CloseBoth = Callable[[Channel, Channel], None]
+TIMEOUT_S = 30.0
+
+
+def open_end(store: Store, rank: int, transport: Transport | None = None, timeout_s: float = TIMEOUT_S) -> Channel:
+    return open_channel(
+        store,
+        "pair",
+        peer="ba"[rank],
+        rank_in_pair=rank,
+        sender=Sender(),
+        transport=transport,
+        timeout_s=timeout_s,
+        address="127.0.0.1",
+    )
+
+
+def test_peer_that_does_not_come_is_named(store: HashStore) -> None:
+    with pytest.raises(ChannelError, match=r"'b' did not come within 0.1 s"):
+        open_end(store, 0, timeout_s=0.1)
+
+
+def test_ends_that_differ_in_transport_are_refused(store: HashStore, both: Both) -> None:
+    def refused(rank: int, transport: Transport) -> None:
+        with pytest.raises(ConfigError, match="asks for another transport"):
+            open_end(store, rank, transport)
+
+    both(lambda: refused(0, Transport(2)), lambda: refused(1, Transport(3)))
+
+
+def test_many_channels_open_at_once_in_any_order(store: HashStore, close_both: CloseBoth) -> None:
+    def end(name: str, rank: int) -> Channel:
+        return open_channel(
+            store, name, peer="ba"[rank], rank_in_pair=rank, sender=Sender(), timeout_s=TIMEOUT_S, address="127.0.0.1"
+        )
+
+    names = [f"channel{i}" for i in range(6)]
+    with ThreadPoolExecutor(12) as pool:
+        firsts = [pool.submit(end, name, 0) for name in names]
+        seconds = [pool.submit(end, name, 1) for name in reversed(names)]
+        pairs = list(zip([f.result() for f in firsts], [f.result() for f in reversed(seconds)], strict=True))
+    for a, b in pairs:
+        a.send(torch.ones(5, dtype=torch.uint8))
+        assert b.recv(TIMEOUT_S, "x").numel() == 5
+        close_both(a, b)
+
+
+def test_one_bound_for_two_channels_moves_everything(gloo_pair: MakePair, close_both: CloseBoth) -> None:
+    sender = Sender(max_bytes_under_way=100_000)
+    transport = Transport(num_connections=2, chunk_bytes=50_000, num_posted=3)
+    pairs = [gloo_pair(transport, sender=sender, priority=priority) for priority in (1, 0)]
+    for i in range(5):
+        for a, _ in pairs:
+            a.send(torch.full((400_001,), i, dtype=torch.uint8))
+    for i in range(5):
+        for _, b in pairs:
+            found = b.recv(TIMEOUT_S, "x")
+            assert found.numel() == 400_001
+            assert bool((found == i).all())
+    for a, b in pairs:
+        close_both(a, b)
+
+
+def hang(path: str) -> None:
+    """Be the peer that is killed: open the channel, say so, and sleep."""
+    store = FileStore(path, 2)
+    channel = open_end(store, 1)
+    store.set("open", "yes")
+    time.sleep(600)
+    assert channel
+
+
+def test_killed_peer_ends_every_wait_at_once(tmp_path: Path) -> None:
+    store = FileStore(str(tmp_path / "store"), 2)
+    process = multiprocessing.get_context("spawn").Process(target=hang, args=(str(tmp_path / "store"),), daemon=True)
+    process.start()
+    channel = open_end(store, 0)
+    store.get("open")
+    sendings = [channel.send(torch.zeros(50_000_000, dtype=torch.uint8)) for _ in range(3)]
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    start_s = time.monotonic()
+    with pytest.raises(ChannelError, match=r"lost the connection to 'b'.*awaited 1B0"):
+        channel.recv(TIMEOUT_S, "1B0")
+    with pytest.raises(ChannelError, match="lost the connection to 'b'"):
+        sendings[-1].wait(TIMEOUT_S)
+    with pytest.raises(ChannelError, match="lost the connection to 'b'"):
+        channel.send(torch.zeros(1, dtype=torch.uint8))
+    with pytest.raises(ChannelError, match="lost the connection to 'b'"):
+        channel.close(TIMEOUT_S)
+    assert time.monotonic() - start_s < TIMEOUT_S / 2
+    process.join()

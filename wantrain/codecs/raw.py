@@ -1,0 +1,41 @@
+"""Values as they are, in fp32, bf16 or fp16.
+
+`raw:fp32` gives fp32, bf16 and fp16 tensors back bit for bit; the others round to nearest even.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from wantrain import wire
+from wantrain.codecs.codec import DTYPES, Codec
+from wantrain.errors import CodecError
+from wantrain_kernels import reference
+
+
+class RawCodec(Codec):
+    """Casts to the dtype in its name, and back to the tensor's own."""
+
+    def __init__(self, name: str, stream: int = 0) -> None:
+        super().__init__(name, stream)
+        self._dtype = DTYPES[name.removeprefix("raw:")]
+
+    def _write_body(self, tensor: Tensor, sample_ids: Sequence[int], body: Tensor) -> None:
+        reference.cast_to_bytes(tensor, self._dtype, out=body)
+        if self._dtype is torch.float16 and tensor.dtype is not torch.float16:
+            _check_range(self.name, tensor, body.view(torch.float16))
+
+    def _read_body(self, header: wire.Header, body: Tensor, sample_ids: Sequence[int]) -> Tensor:
+        aligned = body if body.data_ptr() % 64 == 0 else body.clone()
+        return reference.cast_from_bytes(aligned, self._dtype, header.shape).to(DTYPES[header.dtype])
+
+
+def _check_range(name: str, tensor: Tensor, cast: Tensor) -> None:
+    """Raise CodecError where a finite value became infinite: fp16 ends at 65504."""
+    if torch.isinf(cast).sum() > torch.isinf(tensor).sum():
+        raise CodecError(
+            f"'{name}' can't hold a value (got {tensor.abs().max():.3g}, expected at most 65504); use bf16"
+        )

@@ -1,0 +1,213 @@
+"""How the processes of a job find each other, and small values that all of them exchange.
+
+torchrun says where to meet (MASTER_ADDR, MASTER_PORT) and how many come (WORLD_SIZE); which rank a process has follows
+from the plan, because the plan says who holds what and torchrun numbers processes as they come. The group is our own,
+not torch.distributed's default one: it listens on the address that leads to the others, and two can live in a process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C._distributed_c10d import PrefixStore, Store
+from torch.distributed import Work
+from torch.distributed.rendezvous import rendezvous
+
+from wantrain.comm.channel import Channel, SendEvent
+from wantrain.comm.gloo import Device, Group, reason
+from wantrain.comm.sender import Sender
+from wantrain.comm.torch_channel import open_channel
+from wantrain.errors import ChannelError, ConfigError, PlanError
+from wantrain.wire import Transport
+
+_ENVIRONMENT = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE")
+
+
+class Membership(ABC):
+    """A rank's place in a job: what all ranks tell each other, and channels to some of them."""
+
+    rank: int
+    world_size: int
+
+    @abstractmethod
+    def all_exchange(self, values: Sequence[float], timeout_s: float, awaited: str = "values") -> list[list[float]]:
+        """Return the values of every rank, in order; all ranks call it with equally many.
+
+        Raise ChannelError where a rank is gone, or late by `timeout_s`.
+        """
+
+    @abstractmethod
+    def gather(self, value: Any, timeout_s: float) -> list[Any]:
+        """Return the plain value of every rank, in order: for what is small and rare."""
+
+    @abstractmethod
+    def open_channel(
+        self, name: str, peer_rank: int, peer: str, transport: Transport, sender: Sender, priority: int,
+        timeout_s: float, on_event: SendEvent | None,
+    ) -> Channel:  # fmt: skip
+        """Connect to a peer that opens the channel of the same name."""
+
+    @abstractmethod
+    def leave(self, timeout_s: float) -> None:
+        """End together with all other ranks."""
+
+
+class TorchMembership(Membership):
+    """This process's place in a torchrun job: the store shared by all, and a group with every other process."""
+
+    def __init__(
+        self,
+        store: Store,
+        rank: int,
+        world_size: int,
+        address: str | None,
+        timeout_s: float,
+        names: Sequence[str] = (),
+    ) -> None:
+        """Connect to all others; `names` are the workers' by rank, for errors."""
+        self.store = store
+        self.rank = rank
+        self.world_size = world_size
+        self.address = address
+        self._num_exchanges = 0
+        self._num_gathers = 0
+        self._names = [f"worker '{name}'" for name in names] or [f"rank {one}" for one in range(world_size)]
+        self._group = _connect(store, rank, world_size, address, timeout_s)
+
+    def all_exchange(self, values: Sequence[float], timeout_s: float, awaited: str = "values") -> list[list[float]]:
+        """Send straight to every other rank: it takes one latency. A time-out ends the membership's connections."""
+        tag = self._num_exchanges
+        self._num_exchanges += 1
+        own = torch.tensor([len(values), *values], dtype=torch.float64)
+        rows = [own if rank == self.rank else torch.zeros_like(own) for rank in range(self.world_size)]
+        others = [rank for rank in range(self.world_size) if rank != self.rank]
+        receiving = [(rank, self._start(rank, tag, rows[rank], awaited, is_send=False)) for rank in others]
+        sending = [(rank, self._start(rank, tag, own, awaited, is_send=True)) for rank in others]
+        for rank, work in receiving + sending:
+            _wait(work, self._names[rank], timeout_s, awaited)
+        for rank, row in enumerate(rows):
+            if row[0] != len(values):
+                raise ChannelError(
+                    f"{self._names[rank]} sent {int(row[0])} {awaited} (expected {len(values)}); use one version"
+                )
+        return [row[1:].tolist() for row in rows]
+
+    def gather(self, value: Any, timeout_s: float) -> list[Any]:
+        """Leave the value in the store and take everyone's."""
+        number = self._num_gathers
+        self._num_gathers += 1
+        self.store.set(f"gather/{number}/{self.rank}", json.dumps(value))
+        keys = [f"gather/{number}/{rank}" for rank in range(self.world_size)]
+        for rank, key in enumerate(keys):
+            try:
+                self.store.wait([key], timedelta(seconds=timeout_s))
+            except RuntimeError:
+                who = self._names[rank]
+                raise ChannelError(f"{who} did not answer within {timeout_s:g} s; is it running?") from None
+        return [json.loads(self.store.get(key)) for key in keys]
+
+    def open_channel(
+        self, name: str, peer_rank: int, peer: str, transport: Transport, sender: Sender, priority: int,
+        timeout_s: float, on_event: SendEvent | None,
+    ) -> Channel:  # fmt: skip
+        """Open a channel over gloo."""
+        return open_channel(
+            self.store,
+            name,
+            peer=peer,
+            rank_in_pair=int(self.rank > peer_rank),
+            sender=sender,
+            transport=transport,
+            priority=priority,
+            timeout_s=timeout_s,
+            address=self.address,
+            on_event=on_event,
+        )
+
+    def leave(self, timeout_s: float) -> None:
+        """End together: wait for all to leave, then let the connections go."""
+        self.all_exchange([], timeout_s, "the end")
+        self._group = None
+
+    def _start(self, rank: int, tag: int, buffer: Tensor, awaited: str, is_send: bool) -> Work:
+        if self._group is None:
+            raise ChannelError(f"this worker has left the job; awaited {awaited}")
+        start = self._group.send if is_send else self._group.recv
+        try:
+            return start(buffer, rank, tag)
+        except RuntimeError as caught:
+            raise _lost(self._names[rank], caught, awaited) from None
+
+
+def join(world_size: int, rank: int, timeout_s: float, names: Sequence[str] = ()) -> TorchMembership:
+    """Meet the other processes of a job where torchrun's environment says; `world_size` and `rank` are the plan's.
+
+    Raise PlanError where the plan is for another number of processes or two processes claim a rank, ConfigError where
+    the environment lacks something or the port is taken, ChannelError where somebody doesn't come.
+    """
+    missing = [name for name in _ENVIRONMENT if name not in os.environ]
+    if missing:
+        raise ConfigError(f"the environment lacks {', '.join(missing)}; start with torchrun or wantrain launch")
+    started = int(os.environ["WORLD_SIZE"])
+    if started != world_size:
+        raise PlanError(
+            f"the plan is for {world_size} processes (got {started}); start as many as the plan has workers"
+        )
+    store = _meet(timeout_s)
+    if store.add(f"wantrain/joined/{rank}", 1) > 1:
+        raise PlanError(f"two processes claim rank {rank} of the plan; give each its own --worker")
+    address = _address_towards(os.environ["MASTER_ADDR"]) if "GLOO_SOCKET_IFNAME" not in os.environ else None
+    return TorchMembership(PrefixStore("wantrain", store), rank, world_size, address, timeout_s, names)
+
+
+def _meet(timeout_s: float) -> Store:
+    place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    try:
+        store: Store
+        store, _, _ = next(iter(rendezvous("env://", timeout=timedelta(seconds=timeout_s))))
+    except (RuntimeError, ValueError) as caught:
+        if "EADDRINUSE" in str(caught) or "in use" in str(caught):
+            raise ConfigError(f"port taken ({place}); choose another MASTER_PORT") from None
+        raise ChannelError(f"can't meet at {place} ({reason(caught)}); is its host running?") from None
+    return store
+
+
+def _address_towards(host: str) -> str | None:
+    """Return the local address from which packets to `host` leave; connecting a UDP socket sends none."""
+    family, _, _, _, place = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(place)
+        except OSError:
+            return None
+        return str(probe.getsockname()[0])
+
+
+def _connect(store: Store, rank: int, world_size: int, address: str | None, timeout_s: float) -> Group | None:
+    if world_size == 1:
+        return None
+    try:
+        return Group(store, "all", rank, world_size, Device(address), timeout_s)
+    except RuntimeError as caught:
+        raise ChannelError(
+            f"not all {world_size} workers came within {timeout_s:g} s ({reason(caught)}); are all running?"
+        ) from None
+
+
+def _wait(work: Work, who: str, timeout_s: float, awaited: str) -> None:
+    try:
+        work.wait(timedelta(seconds=timeout_s))
+    except RuntimeError as caught:
+        raise _lost(who, caught, f"{awaited}, for up to {timeout_s:g} s") from None
+
+
+def _lost(who: str, caught: RuntimeError, awaited: str) -> ChannelError:
+    return ChannelError(f"lost {who} ({reason(caught)}); awaited {awaited}")

@@ -1,0 +1,96 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from wantrain.model_config import ModelConfig
+from wantrain.models import gpt
+from wantrain.profile import ModelProfile, gpt_profile
+
+CONFIGS = [
+    ModelConfig(num_layers=1, hidden=64, num_heads=4, seq_len=64),
+    ModelConfig(num_layers=1, hidden=96, num_heads=2, seq_len=32, vocab_size=1000, mlp_ratio=3),
+    ModelConfig(num_layers=1, hidden=64, num_heads=4, seq_len=64, dropout=0.1),
+]
+
+
+def run_layers(config: ModelConfig, microbatch_size: int) -> list[tuple[nn.Module, Tensor, Tensor]]:
+    """Return (layer, its input, targets) for each layer, every input a leaf of its own."""
+    layers = gpt.build_layers(config, 0, config.num_layers_total, 0)
+    gpt.set_dropout_keys(layers, 0, 0, list(range(microbatch_size)))
+    targets = torch.randint(config.vocab_size, (microbatch_size, config.seq_len))
+    x, out = targets.clone(), []
+    for layer in layers:
+        out.append((layer, x, targets))
+        x = layer(x).detach().requires_grad_()
+    return out
+
+
+def forward(layer: nn.Module, x: Tensor, targets: Tensor) -> Tensor:
+    out: Tensor = layer(x)
+    return gpt.loss(out, targets) if isinstance(layer, gpt.Head) else out
+
+
+def stored_bytes(layer: nn.Module, x: Tensor, targets: Tensor) -> int:
+    """Return the bytes of the distinct storages that autograd keeps, the layer's own weights and tables left out."""
+    own = {t.untyped_storage().data_ptr() for t in (*layer.parameters(), *layer.buffers())}
+    kept: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        forward(layer, x, targets)
+    return sum(t.untyped_storage().nbytes() for place, t in kept.items() if place not in own)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_stored_bytes_are_within_a_tenth_of_what_autograd_keeps(config: ModelConfig) -> None:
+    profile = gpt_profile(config, 3)
+    for layer, counted in zip(run_layers(config, 3), profile.layers, strict=True):
+        assert counted.stored_bytes == pytest.approx(stored_bytes(*layer), rel=0.1), counted.name
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_flops_are_those_that_torch_counts(config: ModelConfig) -> None:
+    for (layer, x, targets), counted in zip(run_layers(config, 3), gpt_profile(config, 3).layers, strict=True):
+        with sdpa_kernel(SDPBackend.MATH):  # torch does not count inside the fused attention of a CPU
+            with FlopCounterMode(display=False) as forwards:
+                out = forward(layer, x, targets)
+            with FlopCounterMode(display=False) as backwards:
+                out.sum().backward()
+        assert forwards.get_total_flops() == counted.forward_flops
+        assert backwards.get_total_flops() == counted.backward_flops
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_parameter_bytes_and_outputs_are_the_layers_own(config: ModelConfig) -> None:
+    for (layer, x, _), counted in zip(run_layers(config, 3), gpt_profile(config, 3).layers, strict=True):
+        assert counted.parameter_bytes == sum(p.nbytes for p in layer.parameters())
+        assert counted.activation_elements == layer(x).numel()
+
+
+def test_seconds_follow_from_the_worker_speed() -> None:
+    profile = gpt_profile(CONFIGS[0], 1)
+    block = profile.layers[1]
+    assert block.forward_s(1e9) == block.forward_flops / 1e9
+    assert profile.compute_s(0, 3, 1e9) == pytest.approx(
+        sum(layer.forward_s(1e9) + layer.backward_s(1e9) for layer in profile.layers)
+    )
+
+
+def test_costs_grow_in_proportion_to_the_microbatch() -> None:
+    one, four = (gpt_profile(CONFIGS[0], size) for size in (1, 4))
+    for a, b in zip(one.layers, four.layers, strict=True):
+        assert (4 * a.forward_flops, 4 * a.stored_bytes) == (b.forward_flops, b.stored_bytes)
+        assert a.parameter_bytes == b.parameter_bytes
+
+
+def test_a_saved_profile_loads_as_it_was(tmp_path: Path) -> None:
+    profile = gpt_profile(CONFIGS[0], 2)
+    profile.save(tmp_path / "profile.json")
+    assert ModelProfile.load(tmp_path / "profile.json") == profile

@@ -150,7 +150,7 @@ class RunDirectory:
 def _on_one_clock(lines: dict[int, dict[str, Any]]) -> Iterator[Event]:
     first_s = min(line["began_at"] for line in lines.values())
     for line in lines.values():
-        shift_s = line["began_at"] - first_s
+        shift_s = (line["began_at"] - first_s) / line["dilation"]
         for row in line["events"]:
             event = Event(*row)
             yield event._replace(start_s=event.start_s + shift_s, end_s=event.end_s + shift_s)

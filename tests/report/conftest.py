@@ -149,7 +149,7 @@ def write_timelines(run: RunDirectory, topology: Topology, steps: range) -> None
         for rank in range(4):
             run.timelines(rank).parent.mkdir(parents=True, exist_ok=True)
             events = [_with_peer(event, timeline.workers) for event in timeline.of_rank(rank)]
-            line = {"step": step, "began_at": BEGAN_AT + step, "events": events}
+            line = {"step": step, "began_at": BEGAN_AT + step, "dilation": 1.0, "events": events}
             with run.timelines(rank).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 

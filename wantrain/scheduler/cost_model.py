@@ -6,6 +6,7 @@ Memory of a rank, with w its weights in bytes, a_s the stored activations of a m
     weights + gradients                     2·w
     AdamW's two moments                     2·w
     activations                             d_s · a_s
+    a backward's gradients, at work         what the stage's largest layer has stored
     payloads to send                        d_s · f_s + d_(s-1) · b_s
     payloads received, not yet used         d_(s-1) · f_(s-1) + d_s · b_(s+1)
     staging of the channels                 window of each, both directions
@@ -86,7 +87,8 @@ def memory_bytes(plan: Plan, profile: ModelProfile, rank: int) -> int:
     stage, replica = plan.stage_of(rank), plan.replica_of(rank)
     depths = [one.max_in_flight for one in plan.stages]
     total = (2 + ADAMW_STATES) * _parameter_bytes(plan, profile, stage)
-    total += depths[stage] * sum(layer.stored_bytes for layer in stage_layers(plan, profile, stage))
+    stored = [layer.stored_bytes for layer in stage_layers(plan, profile, stage)]
+    total += depths[stage] * sum(stored) + max(stored)
     if stage + 1 < plan.num_stages:
         forward, backward = boundary_bytes(plan, profile, stage)
         total += depths[stage] * (forward + backward)

@@ -1,0 +1,213 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.jobs import flat_topology, make_trainer, run_ranks
+from wantrain.comm.loopback import LoopbackJob
+from wantrain.config import RunConfig, TrainingConfig
+from wantrain.errors import CheckpointError, ConfigError, PlanError
+from wantrain.plan import Plan
+from wantrain.run_directory import RunDirectory, StepRecord
+from wantrain.training import checkpoint
+from wantrain.training.job import plan_for
+from wantrain.training.loop import learning_rate, train
+
+TEXT = "".join(f"{i} is a number and {i * i} is its square.\n" for i in range(400))
+
+
+class CrashError(Exception):
+    """Stands for a process that is killed."""
+
+
+@pytest.fixture(autouse=True)
+def _cache_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def make_config(folder: Path, **training: Any) -> RunConfig:
+    (folder / "text.txt").write_text(TEXT)
+    return RunConfig.parse(
+        {
+            "model": {"num_layers": 4, "hidden": 32, "num_heads": 2, "seq_len": 16},
+            "data": {"source": str(folder / "text.txt"), "validation_fraction": 0.1},
+            "training": {
+                **{"steps": 6, "batch_size": 8, "num_lanes": 4, "warmup_steps": 2},
+                **{"validation_samples": 8, "record_every": 2},
+                **training,
+            },
+            "checkpoint": {"every": 2, "keep": 2},
+        },
+        ConfigError,
+        "test",
+    )
+
+
+def plan_of(config: RunConfig, stages: int, replicas: int) -> Plan:
+    parallel = config.parallel.model_copy(update={"num_stages": stages, "num_replicas": replicas})
+    return plan_for(config.model_copy(update={"parallel": parallel}), flat_topology(stages * replicas))
+
+
+def run_job(
+    config: RunConfig,
+    plan: Plan,
+    run: RunDirectory,
+    is_resumed: bool = False,
+    crash_at: int | None = None,
+    stop_at: int | None = None,
+) -> None:
+    """Run the whole loop on every rank; `crash_at` kills all before that step, `stop_at` asks rank 1 to stop in it."""
+    job = LoopbackJob(plan.world_size)
+
+    def body(rank: int) -> None:
+        trainer = make_trainer(plan, job.member(rank), rank, model=config.model)
+
+        def stop_requested() -> bool:
+            if trainer.step_number == crash_at:
+                raise CrashError
+            return rank == plan.world_size - 1 and trainer.step_number == stop_at
+
+        train(trainer, config, run, is_resumed, stop_requested)
+        trainer.close()
+
+    torch.set_num_threads(1)
+    run_ranks(plan.world_size, body)
+
+
+def losses(run: RunDirectory, rank: int = 0) -> list[float]:
+    return [record.loss for record in run.read_steps(rank)]
+
+
+def test_a_run_writes_metrics_validations_timelines_and_checkpoints(tmp_path: Path) -> None:
+    config, run = make_config(tmp_path, validate_every=3), RunDirectory(tmp_path / "run")
+    plan = plan_of(config, 2, 2)
+    run_job(config, plan, run)
+    steps: list[StepRecord] = run.read_steps(3)
+    assert [record.step for record in steps] == list(range(6))
+    assert steps[0].tokens == 8 * 16
+    assert all(0 < record.compute_s < record.step_s for record in steps)
+    assert [record.step for record in run.read_validations()] == [2, 5]
+    assert [timeline.step for timeline in run.read_timelines(plan.workers)] == [0, 2, 4]
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == ["step-00000004", "step-00000006"]
+    assert json.loads(run.summary.read_text())["steps"] == 6
+    up, data = steps[0].sent[plan.workers[2]], steps[0].sent[plan.workers[1]]
+    assert up.raw_bytes == 4 * 16 * 32 * 4
+    assert up.wire_bytes > up.raw_bytes
+    assert data.wire_bytes > 0
+
+
+def test_a_killed_run_goes_on_with_the_very_losses_it_would_have_had(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    plan = plan_of(config, 2, 2)
+    whole, broken = RunDirectory(tmp_path / "whole"), RunDirectory(tmp_path / "broken")
+    run_job(config, plan, whole)
+    with pytest.raises(CrashError):
+        run_job(config, plan, broken, crash_at=5)
+    run_job(config, plan, broken, is_resumed=True)
+    for rank in range(4):
+        assert losses(broken, rank) == losses(whole, rank)
+    assert [record.validation_loss for record in broken.read_validations()] == [
+        record.validation_loss for record in whole.read_validations()
+    ]
+
+
+@pytest.mark.parametrize(("stages", "replicas"), [(1, 1), (2, 1), (2, 2), (1, 4)])
+def test_a_checkpoint_of_four_stages_goes_on_under_any_plan(tmp_path: Path, stages: int, replicas: int) -> None:
+    config = make_config(tmp_path)
+    whole, moved = RunDirectory(tmp_path / "whole"), RunDirectory(tmp_path / "moved")
+    run_job(config, plan_of(config, 4, 1), whole)
+    with pytest.raises(CrashError):
+        run_job(config, plan_of(config, 4, 1), moved, crash_at=4)
+    run_job(config, plan_of(config, stages, replicas), moved, is_resumed=True)
+    got, expected = losses(moved), losses(whole)
+    assert got[:4] == expected[:4]
+    assert got == (expected if replicas == 1 else pytest.approx(expected, rel=1e-5))
+
+
+def test_a_request_to_stop_ends_all_ranks_after_the_same_step_with_a_checkpoint(tmp_path: Path) -> None:
+    config, run = make_config(tmp_path), RunDirectory(tmp_path / "run")
+    run_job(config, plan_of(config, 2, 2), run, stop_at=2)
+    assert {len(losses(run, rank)) for rank in range(4)} == {3}
+    assert "step-00000003" in {path.name for path in run.checkpoints.iterdir()}
+    whole = RunDirectory(tmp_path / "whole")
+    run_job(config, plan_of(config, 2, 2), whole)
+    run_job(config, plan_of(config, 2, 2), run, is_resumed=True)
+    assert losses(run) == losses(whole)
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone", "no manifest"])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_and_said_so(
+    tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, run, whole = make_config(tmp_path), RunDirectory(tmp_path / "run"), RunDirectory(tmp_path / "whole")
+    plan = plan_of(config, 2, 1)
+    run_job(config, plan, whole)
+    with pytest.raises(CrashError):
+        run_job(config, plan, run, crash_at=5)
+    newest = run.checkpoints / "step-00000004"
+    file = newest / ("manifest.json" if damage == "no manifest" else "layer-0003.safetensors")
+    if damage == "flip":
+        data = bytearray(file.read_bytes())
+        data[-1] ^= 1
+        file.write_bytes(data)
+    elif damage == "cut":
+        file.write_bytes(file.read_bytes()[:-100])
+    else:
+        file.unlink()
+    run_job(config, plan, run, is_resumed=True)
+    said = capsys.readouterr().err
+    assert "passed over the checkpoint of step 4" in said
+    assert "resumed from step 2" in said
+    assert losses(run) == losses(whole)
+
+
+def test_a_half_written_checkpoint_is_never_taken_for_one(tmp_path: Path) -> None:
+    config, run = make_config(tmp_path), RunDirectory(tmp_path / "run")
+    run_job(config, plan_of(config, 1, 1), run)
+    (run.checkpoints / "step-00000006").rename(run.checkpoints / "step-00000006.partial")
+    run_job(config, plan_of(config, 1, 1), run, is_resumed=True)
+    assert [record.step for record in run.read_steps(0)] == list(range(6))
+
+
+def test_a_full_disk_while_saving_is_one_error_on_every_rank_and_leaves_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, run = make_config(tmp_path), RunDirectory(tmp_path / "run")
+
+    def full(path: Path, data: bytes) -> str:
+        if "00000004" in str(path):
+            raise CheckpointError(f"can't write {path} (No space left on device); free some space")
+        return original(path, data)
+
+    original = checkpoint.write_file
+    monkeypatch.setattr(checkpoint, "write_file", full)
+    with pytest.raises(CheckpointError, match="No space left"):
+        run_job(config, plan_of(config, 2, 1), run)
+    assert [path.name for path in run.checkpoints.iterdir()] == ["step-00000002"]
+
+
+def test_the_rate_warms_up_and_falls_to_its_final_share() -> None:
+    training = TrainingConfig(
+        steps=100, batch_size=1, warmup_steps=10, learning_rate=1.0, final_learning_rate_ratio=0.1
+    )
+    rates = [learning_rate(training, step) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[10] == 1.0
+    assert rates[55] == pytest.approx(0.55)
+    assert rates[100] == pytest.approx(0.1)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_ranks_with_other_text_are_refused(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    plan = plan_of(config, 2, 1)
+    job = LoopbackJob(2)
+
+    def body(rank: int) -> None:
+        trainer = make_trainer(plan, job.member(rank), rank, model=config.model)
+        trainer.agree("the training text", f"digest {rank}")
+
+    with pytest.raises(PlanError, match="the training text of worker 'w-1' differs"):
+        run_ranks(2, body)

@@ -1,0 +1,139 @@
+"""The two ends of a stage boundary: an outbox that encodes and sends, an inbox that receives and decodes.
+
+Each has a thread of its own, so that encoding, the wire and decoding of other microbatches go on while the rank
+computes. The executor only puts tensors in and takes tensors out:
+
+    compute thread    F0 ──put──┐        F1 ──put──┐               take(B0) ── B0
+    outbox thread               └ encode, send     └ encode, send
+    inbox thread                                          receive, decode ─┘
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from wantrain.codecs.codec import Codec
+from wantrain.comm.channel import Channel
+from wantrain.errors import ChannelError, WantrainError
+from wantrain.pipeline.recorder import Recorder
+
+
+class Item(NamedTuple):
+    """A microbatch on its way, and the samples in it."""
+
+    microbatch: int
+    sample_ids: Sequence[int]
+
+
+class _Worker(threading.Thread):
+    """A thread that handles queued work in order and keeps the error that ended it."""
+
+    def __init__(self, name: str, handle: Callable[..., None]) -> None:
+        super().__init__(name=name, daemon=True)
+        self._handle = handle
+        self._work: queue.SimpleQueue[tuple[object, ...] | None] = queue.SimpleQueue()
+        self.error: WantrainError | None = None
+        self.start()
+
+    def submit(self, *work: object) -> None:
+        if self.error is not None:
+            raise self.error
+        self._work.put(work)
+
+    def run(self) -> None:
+        while (work := self._work.get()) is not None:
+            try:
+                self._handle(*work)
+            except WantrainError as error:
+                self.error = error
+                return
+
+    def finish(self) -> None:
+        """Let the queued work end, then the thread."""
+        self._work.put(None)
+        self.join()
+
+
+class SendLog:
+    """Notes what a channel has sent; `microbatches` names the channel's payloads in order, where they have a name."""
+
+    def __init__(self, recorder: Recorder, peer: str) -> None:
+        self.microbatches: list[int] = []
+        self._recorder, self._peer = recorder, peer
+
+    def __call__(self, index: int, start_s: float, end_s: float, num_bytes: int) -> None:
+        microbatch = self.microbatches[index] if index < len(self.microbatches) else -1
+        self._recorder.add("send", start_s, end_s, microbatch, self._peer, num_bytes)
+
+
+class Outbox:
+    """Encodes tensors and sends them to a neighbour, in the order in which they are put."""
+
+    def __init__(self, channel: Channel, codec: Codec, recorder: Recorder, log: SendLog) -> None:
+        self.channel, self._codec, self._recorder, self._log = channel, codec, recorder, log
+        self._worker = _Worker(f"outbox to {channel.peer}", self._encode_and_send)
+        self.raw_bytes = 0
+
+    def put(self, tensor: Tensor, item: Item) -> None:
+        """Send a tensor some time soon; it must not be written to from now on."""
+        self.raw_bytes += tensor.numel() * tensor.element_size()
+        self._worker.submit(tensor, item)
+
+    def _encode_and_send(self, tensor: Tensor, item: Item) -> None:
+        with self._recorder.span("encode", item.microbatch, self.channel.peer):
+            payload = self._codec.encode(tensor, item.sample_ids)
+        self._log.microbatches.append(item.microbatch)
+        self.channel.send(payload)
+
+    def close(self) -> None:
+        self._worker.finish()
+
+
+class Inbox:
+    """Receives and decodes what a neighbour sends; every receive is posted ahead of need."""
+
+    def __init__(self, channel: Channel, codec: Codec, recorder: Recorder, timeout_s: float) -> None:
+        self._channel, self._codec, self._recorder = channel, codec, recorder
+        self._timeout_s = timeout_s
+        self._arrived: dict[int, Tensor] = {}
+        self._changed = threading.Condition()
+        self._worker = _Worker(f"inbox from {channel.peer}", self._receive_and_decode)
+
+    def expect(self, items: Sequence[Item], awaited: str) -> None:
+        """Say which microbatches come next, in order; `awaited` names them in a time-out ("2F{}" of step 17)."""
+        for item in items:
+            self._worker.submit(item, awaited)
+
+    def _receive_and_decode(self, item: Item, awaited: str) -> None:
+        try:
+            payload = self._channel.recv(self._timeout_s, awaited.format(item.microbatch))
+            with self._recorder.span("decode", item.microbatch, self._channel.peer):
+                tensor = self._codec.decode(payload, item.sample_ids)
+        except WantrainError as error:
+            with self._changed:
+                self._worker.error = error
+                self._changed.notify_all()
+            raise
+        with self._changed:
+            self._arrived[item.microbatch] = tensor
+            self._changed.notify_all()
+
+    def take(self, microbatch: int) -> Tensor:
+        """Return a microbatch's tensor, waiting for it if need be; the wait is noted with the neighbour's name."""
+        start_s = time.monotonic()
+        with self._changed:
+            if microbatch not in self._arrived:
+                self._changed.wait_for(lambda: microbatch in self._arrived or self._worker.error is not None)
+                self._recorder.add("wait", start_s, time.monotonic(), microbatch, self._channel.peer)
+            if microbatch in self._arrived:
+                return self._arrived.pop(microbatch)
+        raise self._worker.error or ChannelError(f"nothing came from '{self._channel.peer}'")
+
+    def close(self) -> None:
+        self._worker.finish()

@@ -1,0 +1,134 @@
+"""Play a rank's actions for real: the list that the simulator plays, on real tensors and packets.
+
+A rank waits only for the tensor that its next action needs. Everything else (encoding, the wire, decoding, the
+reduction of gradients) goes on in other threads meanwhile. torch's own 1F1B waits for each send, together with the next
+receive, before it computes again; on a slow link wire and processor then take turns, which alone costs several times
+the step.
+
+           stage 0   F0 F1 F2 F3 . B0 F4 . B1 ...      '.' is the only waiting: for the gradient of 0B0
+    wire 0 → 1          F0 F1 F2 F3
+           stage 1      .. F0 F1 B0 F2 B1 ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from wantrain.pipeline.boundary import Inbox, Item, Outbox
+from wantrain.pipeline.recorder import Recorder
+from wantrain.pipeline.stage import Stage
+from wantrain.schedule import Action
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """What joins a stage to the one before or after it: payloads go out through one box and come in through another."""
+
+    inbox: Inbox
+    outbox: Outbox
+
+
+@dataclass(frozen=True)
+class Microbatch:
+    """The samples of a microbatch: `inputs` int64 [microbatch, seq] on the first stage, `targets` on the last."""
+
+    sample_ids: Sequence[int]
+    inputs: Tensor | None = None
+    targets: Tensor | None = None
+
+
+class Executor:
+    """Plays one rank's actions, step after step."""
+
+    def __init__(
+        self,
+        actions: Sequence[Action],
+        stage: Stage,
+        recorder: Recorder,
+        *,
+        upstream: Neighbour | None = None,
+        downstream: Neighbour | None = None,
+        before_forward: Callable[[Sequence[int]], None] = lambda _: None,
+        before_last_backward: Callable[[], None] = lambda: None,
+        reduce: Callable[[], None] = lambda: None,
+        step: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Play `actions` on `stage`; `upstream` holds the layers before it, `downstream` the ones after.
+
+        `before_forward` is told which samples the next forward sees, for what depends on them (dropout).
+        `reduce` and `step` are what the actions R and S do; `before_last_backward` announces that gradients are final
+        from the next backward on, so that their reduction can begin while earlier layers still compute.
+        """
+        self._actions = tuple(actions)
+        self._stage = stage
+        self._recorder = recorder
+        self._upstream, self._downstream = upstream, downstream
+        self._before_forward = before_forward
+        self._before_last_backward = before_last_backward
+        self._ends = {"R": reduce, "S": step}
+        self.loss = 0.0
+
+    def play(self, microbatches: Sequence[Microbatch], step_number: int = 0) -> None:
+        """Play one step; `loss` is its sum over the microbatches on the last stage, zero elsewhere."""
+        self._post_receives(microbatches, step_number)
+        self.loss = 0.0
+        for action in self._actions:
+            if action.kind == "F":
+                self._forward(action, microbatches[action.microbatch])
+            elif action.kind == "B":
+                if action.microbatch == len(microbatches) - 1:
+                    self._before_last_backward()
+                self._backward(action, microbatches[action.microbatch])
+            else:
+                self._ends[action.kind]()
+
+    def evaluate(self, microbatches: Sequence[Microbatch], step_number: int = 0) -> list[float]:
+        """Run forwards only, without keeping anything; return each microbatch's loss on the last stage."""
+        if self._upstream is not None:
+            self._upstream.inbox.expect(_items(microbatches), f"F{{}} of the validation after step {step_number}")
+        losses = []
+        for m, microbatch in enumerate(microbatches):
+            output = self._stage.evaluate(self._input(m, microbatch), microbatch.targets)
+            if self._downstream is None:
+                losses.append(output.item())
+            else:
+                self._downstream.outbox.put(output, Item(m, microbatch.sample_ids))
+        return losses
+
+    def _post_receives(self, microbatches: Sequence[Microbatch], step_number: int) -> None:
+        stage = self._actions[0].stage
+        if self._upstream is not None:
+            self._upstream.inbox.expect(_items(microbatches), f"{stage - 1}F{{}} of step {step_number}")
+        if self._downstream is not None:
+            self._downstream.inbox.expect(_items(microbatches), f"{stage + 1}B{{}} of step {step_number}")
+
+    def _input(self, m: int, microbatch: Microbatch) -> Tensor:
+        if self._upstream is not None:
+            return self._upstream.inbox.take(m)
+        assert microbatch.inputs is not None, "the first stage is given its tokens"
+        return microbatch.inputs
+
+    def _forward(self, action: Action, microbatch: Microbatch) -> None:
+        inputs = self._input(action.microbatch, microbatch)
+        self._before_forward(microbatch.sample_ids)
+        with self._recorder.span("forward", action.microbatch):
+            output = self._stage.forward(action.microbatch, inputs, microbatch.targets)
+        if self._downstream is None:
+            self.loss += output.item()
+        else:
+            self._downstream.outbox.put(output, Item(action.microbatch, microbatch.sample_ids))
+
+    def _backward(self, action: Action, microbatch: Microbatch) -> None:
+        output_grad = None if self._downstream is None else self._downstream.inbox.take(action.microbatch)
+        with self._recorder.span("backward", action.microbatch):
+            input_grad = self._stage.backward(action.microbatch, output_grad)
+        if self._upstream is not None:
+            assert input_grad is not None, "a stage with a stage before it has a gradient for it"
+            self._upstream.outbox.put(input_grad, Item(action.microbatch, microbatch.sample_ids))
+
+
+def _items(microbatches: Sequence[Microbatch]) -> list[Item]:
+    return [Item(m, microbatch.sample_ids) for m, microbatch in enumerate(microbatches)]

@@ -1,0 +1,153 @@
+"""What a rank computes: real layers, or the time and bytes of layers that are not there.
+
+`TorchStage` holds layers and runs autograd microbatch by microbatch. `EmulatedStage` sleeps for profiled seconds and
+hands on tensors of the real shape with changing contents, so that eight V100s' worth of GPT-2 XL can be timed, with its
+true bytes on a really shaped network, on a laptop. `DilatedStage` slows a stage down by a factor, for networks whose
+rates are divided by the same factor.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+
+
+class Stage(ABC):
+    """Consecutive layers on one worker. The last stage of a pipeline ends in the loss."""
+
+    @abstractmethod
+    def forward(self, microbatch: int, inputs: Tensor, targets: Tensor | None) -> Tensor:
+        """Run a microbatch forward and keep what its backward needs; return the output, without a graph.
+
+        `inputs`: tokens int64 [microbatch, seq] on the first stage, else activations [microbatch, seq, hidden].
+        With `targets` (the last stage) the output is the loss, a scalar.
+        """
+
+    @abstractmethod
+    def backward(self, microbatch: int, output_grad: Tensor | None) -> Tensor | None:
+        """Run a microbatch backward; return the gradient of its inputs (None on the first stage)."""
+
+    @abstractmethod
+    def evaluate(self, inputs: Tensor, targets: Tensor | None) -> Tensor:
+        """Run forward without a graph and keep nothing; with `targets` return the plain mean loss."""
+
+
+class TorchStage(Stage):
+    """Real layers. Gradients add up in `.grad` over the microbatches of a step, in the order of the backwards."""
+
+    def __init__(
+        self,
+        layers: Sequence[nn.Module],
+        *,
+        loss: LossFunction | None = None,
+        loss_scale: float = 1.0,
+        autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
+        """Hold `layers`; `loss` (last stage only) gives a mean, which `loss_scale` turns into the batch's share."""
+        self.layers = nn.ModuleList(layers)
+        self._loss = loss
+        self._loss_scale = loss_scale
+        self._autocast = autocast
+        self._held: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def forward(self, microbatch: int, inputs: Tensor, targets: Tensor | None) -> Tensor:
+        if inputs.is_floating_point():
+            inputs.requires_grad_()
+        output = self._run(inputs, targets)
+        if targets is not None:
+            output = output * self._loss_scale
+        self._held[microbatch] = (inputs, output)
+        return output.detach()
+
+    def backward(self, microbatch: int, output_grad: Tensor | None) -> Tensor | None:
+        inputs, output = self._held.pop(microbatch)
+        torch.autograd.backward(output, output_grad)
+        return inputs.grad
+
+    def evaluate(self, inputs: Tensor, targets: Tensor | None) -> Tensor:
+        with torch.no_grad():
+            return self._run(inputs, targets)
+
+    def _run(self, hidden: Tensor, targets: Tensor | None) -> Tensor:
+        with self._autocast():
+            for layer in self.layers:
+                hidden = layer(hidden)
+            if targets is None:
+                return hidden
+            assert self._loss is not None, "a stage with targets has a loss"
+            return self._loss(hidden, targets)
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Yield the parameters in layer order."""
+        return self.layers.parameters()
+
+
+class EmulatedStage(Stage):
+    """Profiled seconds and real shapes, no arithmetic. Every payload differs from the one before."""
+
+    def __init__(
+        self, forward_s: float, backward_s: float, output_shape: Sequence[int], input_shape: Sequence[int]
+    ) -> None:
+        """Sleep `forward_s` and `backward_s` per microbatch; an empty `input_shape` means the first stage."""
+        self._seconds = {"forward": forward_s, "backward": backward_s}
+        self._output = torch.randn(*output_shape)
+        self._input_grad = torch.randn(*input_shape) if input_shape else None
+        self._num_runs = 0
+
+    def forward(self, microbatch: int, inputs: Tensor, targets: Tensor | None) -> Tensor:
+        end_s = time.monotonic() + self._seconds["forward"]
+        output = self._changed(self._output)
+        _sleep_until(end_s)
+        return output.new_zeros(()) if targets is not None else output
+
+    def backward(self, microbatch: int, output_grad: Tensor | None) -> Tensor | None:
+        end_s = time.monotonic() + self._seconds["backward"]
+        grad = None if self._input_grad is None else self._changed(self._input_grad)
+        _sleep_until(end_s)
+        return grad
+
+    def evaluate(self, inputs: Tensor, targets: Tensor | None) -> Tensor:
+        _sleep_until(time.monotonic() + self._seconds["forward"])
+        return self._output.new_zeros(()) if targets is not None else self._output
+
+    def _changed(self, tensor: Tensor) -> Tensor:
+        """Return other contents each time: the values, shifted by the number of tensors made so far."""
+        self._num_runs += 1
+        return tensor.roll(self._num_runs, dims=-1)
+
+
+def _sleep_until(end_s: float) -> None:
+    time.sleep(max(0.0, end_s - time.monotonic()))
+
+
+class DilatedStage(Stage):
+    """Another stage, slowed down: after each run it sleeps until `dilation` times the run's own time has passed."""
+
+    def __init__(self, inner: Stage, dilation: float) -> None:
+        self.inner = inner
+        self._dilation = dilation
+
+    def forward(self, microbatch: int, inputs: Tensor, targets: Tensor | None) -> Tensor:
+        began = time.monotonic()
+        output = self.inner.forward(microbatch, inputs, targets)
+        self._sleep(time.monotonic() - began)
+        return output
+
+    def backward(self, microbatch: int, output_grad: Tensor | None) -> Tensor | None:
+        began = time.monotonic()
+        grad = self.inner.backward(microbatch, output_grad)
+        self._sleep(time.monotonic() - began)
+        return grad
+
+    def evaluate(self, inputs: Tensor, targets: Tensor | None) -> Tensor:
+        return self.inner.evaluate(inputs, targets)
+
+    def _sleep(self, own_s: float) -> None:
+        time.sleep(own_s * (self._dilation - 1))

@@ -1,0 +1,125 @@
+"""From a run file to everything that a run needs: topology, plan, run directory."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from wantrain.config import RunConfig
+from wantrain.data import Samples, TokenFile
+from wantrain.errors import ConfigError, PlanError, TopologyError
+from wantrain.fact import write_text
+from wantrain.plan import Plan
+from wantrain.profile import ModelProfile, gpt_profile
+from wantrain.resources import find_config
+from wantrain.run_directory import RunDirectory
+from wantrain.scheduler.cost_model import predict
+from wantrain.scheduler.solve import make_plan
+from wantrain.topology import Topology
+
+
+class Job(NamedTuple):
+    """A run file, resolved."""
+
+    config: RunConfig
+    topology: Topology
+    plan: Plan
+
+
+def load_config(given: str, data: str | None = None, topology: str | None = None) -> RunConfig:
+    """Read a run file (a path, or the name of a shipped one) with the command line's overrides."""
+    config = RunConfig.load(find_config("runs", given, ConfigError))
+    if data is not None:
+        config = config.model_copy(update={"data": config.data.model_copy(update={"source": data})})
+    if topology is not None:
+        config = config.model_copy(update={"parallel": config.parallel.model_copy(update={"topology": topology})})
+    return config
+
+
+def load_topology(given: str) -> Topology:
+    """Read a topology by path, or by the name of a shipped one."""
+    return Topology.load(find_config("topologies", given, TopologyError))
+
+
+def profile_of(config: RunConfig) -> ModelProfile:
+    """Return the counted cost of the run file's model."""
+    return gpt_profile(config.model, config.training.microbatch_size)
+
+
+def plan_for(config: RunConfig, topology: Topology) -> Plan:
+    """Make the plan that a run file asks for."""
+    training, parallel = config.training, config.parallel
+    return make_plan(
+        topology,
+        profile_of(config),
+        model=config.name,
+        batch_size=training.batch_size,
+        num_lanes=training.num_lanes,
+        num_stages=parallel.num_stages,
+        num_replicas=parallel.num_replicas,
+        schedule=parallel.schedule,
+        max_in_flight=parallel.max_in_flight,
+        forward_codec=parallel.forward_codec,
+        backward_codec=parallel.backward_codec,
+        gradient_codec=parallel.gradient_codec,
+        bucket_bytes=parallel.bucket_bytes,
+    )
+
+
+def check_plan(config: RunConfig, plan: Plan) -> None:
+    """Raise PlanError where a plan was made for another model or batch than the run file's."""
+    training = config.training
+    for what, planned, asked in (
+        ("layers", plan.num_layers, config.model.num_layers_total),
+        ("samples a batch", plan.batch_size, training.batch_size),
+        ("samples a microbatch", plan.microbatch_size, training.microbatch_size),
+        ("lanes", plan.num_lanes, training.num_lanes),
+    ):
+        if planned != asked:
+            raise PlanError(f"the plan is for {planned} {what} (the run file has {asked}); make the plan anew")
+
+
+def cache_folder() -> Path:
+    """Return where token files are kept: XDG_CACHE_HOME, or ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wantrain"
+
+
+def open_data(config: RunConfig) -> tuple[TokenFile, Samples, Samples]:
+    """Return the token file, the samples to train on and the held-out ones that are validated on."""
+    tokens = TokenFile.open(config.data, cache_folder())
+    held_out = tokens.validation(config.model).spread(config.training.validation_samples)
+    return tokens, tokens.training(config.model), held_out
+
+
+def resolve(config: RunConfig, plan_path: str | None = None) -> Job:
+    """Load the topology and load or make the plan."""
+    topology = load_topology(config.parallel.topology)
+    if plan_path is None:
+        return Job(config, topology, plan_for(config, topology))
+    plan = Plan.load(plan_path)
+    check_plan(config, plan)
+    for name in plan.workers:
+        topology.worker(name)
+    return Job(config, topology, plan)
+
+
+def write_run_directory(run: RunDirectory, job: Job) -> None:
+    """Write what is known before the first step: run file, plan, topology, predicted timeline."""
+    write_text(run.config, job.config.model_dump_json(indent=1) + "\n")
+    job.plan.save(run.plan)
+    write_text(run.topology, find_topology_text(job))
+    _, timeline = predict(job.plan, job.topology, profile_of(job.config))
+    timeline.save(run.predicted)
+
+
+def find_topology_text(job: Job) -> str:
+    """Return the topology file as it was written, comments and all."""
+    return find_config("topologies", job.config.parallel.topology, TopologyError).read_text(encoding="utf-8")
+
+
+def write_summary(run: RunDirectory, **figures: object) -> None:
+    """Add figures to the run's summary."""
+    known = json.loads(run.summary.read_text(encoding="utf-8")) if run.summary.exists() else {}
+    write_text(run.summary, json.dumps(known | figures, indent=1) + "\n")

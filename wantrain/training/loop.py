@@ -1,0 +1,292 @@
+"""`wantrain train`: one worker of a job, from its run file to the last step. The loop itself is `train`.
+
+What a step computes follows from the step number, the weights and the optimizer's state alone: the samples drawn, the
+learning rate, dropout. So a run that was killed goes on from a checkpoint with the very losses it would have had.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import math
+import os
+import platform
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any, NoReturn
+
+import torch
+
+from wantrain.config import RunConfig, TrainingConfig
+from wantrain.data import Lanes, Samples
+from wantrain.errors import CheckpointError, ConfigError, PlanError, WantrainError
+from wantrain.models import gpt
+from wantrain.plan import Plan
+from wantrain.run_directory import RunDirectory, StepRecord, ValidationRecord
+from wantrain.topology import Topology
+from wantrain.training.checkpoint import CheckpointFolder, Manifest, ranks_on_disk
+from wantrain.training.job import Job, load_config, open_data, resolve, write_run_directory, write_summary
+from wantrain.training.metrics import MetricsWriter
+from wantrain.training.trainer import Batch, StepResult, Trainer
+
+_M_MMAP_THRESHOLD = -3
+_MMAP_THRESHOLD_BYTES = 1 << 20
+"""Chosen: below it lie small tensors, for which a system call each would cost time."""
+
+
+def learning_rate(training: TrainingConfig, step: int) -> float:
+    """Return the rate of a step (from 0): linear warm-up, then a cosine down to its final share."""
+    if step < training.warmup_steps:
+        return training.learning_rate * (step + 1) / training.warmup_steps
+    progress = (step - training.warmup_steps) / max(1, training.steps - training.warmup_steps)
+    low = training.final_learning_rate_ratio
+    return training.learning_rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry out `wantrain train` in one process of a job."""
+    config = load_config(args.config, args.data, args.topology)
+    job = resolve(config, args.plan)
+    run_directory = RunDirectory(args.run_dir or f"runs/{config.name}")
+    worker = args.worker or own_worker(job.plan, job.topology)
+    is_resumed = args.resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    if job.plan.rank_of(worker) == 0 and args.plan is None:
+        _begin_run_directory(run_directory, job, is_resumed)
+    set_up_process(config.training.threads)
+    try:
+        with _session(job, worker, args.dilation) as trainer:
+            train(trainer, config, run_directory, is_resumed, _StopRequests(run_directory, trainer.rank))
+    except (WantrainError, KeyboardInterrupt) as caught:
+        _die(caught)
+    return 0
+
+
+def set_up_process(threads: int) -> None:
+    """Set what holds for a whole worker process: threads, small numbers, and how memory is given back.
+
+    glibc keeps freed blocks of up to 32 MB for reuse, in an arena for each thread, so that payloads made in one thread
+    and freed in another add up to a quarter more than is ever in use (measured: tests/training/test_memory.py). With a
+    fixed threshold every larger block is returned when it is freed.
+    """
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES)
+
+
+def _die(caught: WantrainError | KeyboardInterrupt) -> NoReturn:
+    """Say why in one line and end at once: the channels' threads wait for peers that may be gone."""
+    status = caught.exit_status if isinstance(caught, WantrainError) else 130
+    print(f"wantrain: {caught or 'interrupted'}", file=sys.stderr, flush=True)
+    os._exit(status)
+
+
+def own_worker(plan: Plan, topology: Topology) -> str:
+    """Return who this process is: by the host's address and the local rank, else by torchrun's rank."""
+    addresses = {name: topology.worker(name).address for name in plan.workers}
+    here = [name for name, address in addresses.items() if address is not None and _is_local(address)]
+    local_rank, rank = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("RANK", "0"))
+    if here:
+        if local_rank >= len(here):
+            raise PlanError(f"this host has {len(here)} workers of the plan, and local rank {local_rank}; use --worker")
+        return here[local_rank]
+    if rank >= plan.world_size:
+        raise PlanError(f"the plan is for {plan.world_size} processes (this one has rank {rank}); start as many")
+    return plan.workers[rank]
+
+
+def _is_local(address: str) -> bool:
+    """Say whether an address is one of this host's: only those can be bound."""
+    try:
+        family, kind, protocol, _, place = socket.getaddrinfo(address, 0, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.bind(place)
+    except OSError:
+        return False
+    return True
+
+
+def _begin_run_directory(run_directory: RunDirectory, job: Job, is_resumed: bool) -> None:
+    """Write the run's files, unless an earlier run is there that was not asked to go on."""
+    if run_directory.metrics(0).exists() and not is_resumed:
+        raise ConfigError(f"{run_directory.path} holds a run; go on with --resume, or give another --run-dir")
+    write_run_directory(run_directory, job)
+
+
+@contextmanager
+def _session(job: Job, worker: str, dilation: float) -> Iterator[Trainer]:
+    """Join the job, and leave it together with the others if all went well."""
+    config, training = job.config, job.config.training
+    device = torch.device(job.topology.worker(worker).device)
+    trainer = Trainer(
+        lambda first, end: gpt.build_layers(config.model, first, end, training.seed),
+        job.plan,
+        loss=gpt.loss,
+        optimizer=partial(_optimizer, training),
+        worker=worker,
+        clip_norm=training.clip_norm,
+        autocast=partial(_autocast, training, device),
+        tied=gpt.tied_parameters,
+        before_forward=lambda layers, step, samples: gpt.set_dropout_keys(layers, training.seed, step, samples),
+        timeout_s=config.parallel.timeout_s,
+        dilation=dilation,
+    )
+    yield trainer
+    trainer.close()
+
+
+def _autocast(training: TrainingConfig, device: torch.device) -> AbstractContextManager[object]:
+    return torch.autocast(device.type, torch.bfloat16) if training.dtype == "bf16" else nullcontext()
+
+
+def _optimizer(training: TrainingConfig, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """AdamW; matrices decay, gains do not."""
+    groups = [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": training.weight_decay},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=training.learning_rate, betas=training.betas)
+
+
+class _StopRequests:
+    """Ctrl-C, SIGTERM or the run's stop file: end after the step at hand, all ranks after the same one."""
+
+    def __init__(self, run_directory: RunDirectory, rank: int) -> None:
+        self._file = run_directory.stop if rank == 0 else None
+        self._is_signalled = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, _frame: object) -> None:
+        if self._is_signalled:
+            raise KeyboardInterrupt
+        self._is_signalled = True
+
+    def __call__(self) -> bool:
+        """Say whether this rank was asked to stop."""
+        return self._is_signalled or (self._file is not None and self._file.exists())
+
+
+def train(
+    trainer: Trainer,
+    config: RunConfig,
+    run_directory: RunDirectory,
+    is_resumed: bool,
+    stop_requested: Callable[[], bool] = lambda: False,
+) -> None:
+    """Train to the last step, or to the one after which somebody asked to stop."""
+    tokens, samples, held_out = open_data(config)
+    trainer.agree("the training text", tokens.digest)
+    trainer.agree("the run file", config.model_dump_json(exclude={"data"}))
+    training = config.training
+    checkpoints = CheckpointFolder(run_directory.checkpoints, config.checkpoint.keep)
+    disk = ranks_on_disk(run_directory.path, trainer.rank, trainer.gather)
+    first = resume(trainer, checkpoints) if is_resumed else 0
+    lanes = Lanes(len(samples), training.num_lanes, training.seed)
+    metrics = MetricsWriter(run_directory, trainer.rank, first)
+    for step in range(first, training.steps):
+        trainer.stop_requested = stop_requested()
+        trainer.set_learning_rate(learning_rate(training, step))
+        batch = replica_batch(trainer, samples, lanes.draw(step, training.batch_size))
+        result = trainer.step(batch)
+        metrics.write(_record(trainer, training, result, step, batch.inputs.shape[1]))
+        if step % training.record_every == 0:
+            metrics.write_timeline(step, trainer.recorder)
+        is_last = step + 1 == training.steps or result.stop_requested
+        if is_last or (training.validate_every and (step + 1) % training.validate_every == 0):
+            loss = validate(trainer, held_out)
+            metrics.write(ValidationRecord(step=step, validation_loss=loss))
+            if trainer.rank == 0:
+                write_summary(run_directory, validation_loss=loss, steps=step + 1, interrupted=result.stop_requested)
+        if is_last or (step + 1) % config.checkpoint.every == 0:
+            save(trainer, checkpoints, disk, config, step + 1)
+        if result.stop_requested:
+            _say(trainer, f"stopped after step {step + 1} of {training.steps}; go on with --resume")
+            return
+
+
+def replica_batch(trainer: Trainer, samples: Samples, drawn: list[list[int]]) -> Batch:
+    """Return the samples of the lanes that this rank's replica was dealt."""
+    ids = [sample for lane in trainer.plan.replicas[trainer.replica].lanes for sample in drawn[lane]]
+    inputs, targets = samples.batch(ids)
+    return Batch(ids, torch.from_numpy(inputs), torch.from_numpy(targets))
+
+
+def validate(trainer: Trainer, held_out: Samples) -> float:
+    """Return the held-out loss; replicas take microbatches in turn."""
+    size, replicas = trainer.plan.microbatch_size, len(trainer.plan.replicas)
+    num_microbatches = max(1, len(held_out) // (size * replicas))
+    first = trainer.replica * num_microbatches * size
+    ids = [(first + i) % len(held_out) for i in range(num_microbatches * size)]
+    inputs, targets = held_out.batch(ids)
+    return trainer.evaluate(Batch(ids, torch.from_numpy(inputs), torch.from_numpy(targets)))
+
+
+def _record(trainer: Trainer, training: TrainingConfig, result: StepResult, step: int, seq_len: int) -> StepRecord:
+    recorder = trainer.recorder
+    return StepRecord(
+        step=step,
+        loss=result.loss,
+        grad_norm=result.grad_norm,
+        learning_rate=learning_rate(training, step),
+        tokens=training.batch_size * seq_len,
+        step_s=trainer.step_s,
+        compute_s=recorder.seconds("forward", "backward"),
+        waited_s=recorder.waited_s(),
+        sent=trainer.traffic(),
+        finished_at=time.time(),
+    )
+
+
+def save(trainer: Trainer, checkpoints: CheckpointFolder, disk: Sequence[int], config: RunConfig, step: int) -> None:
+    """Write a checkpoint together: every layer once per disk (`disk`: the ranks on ours), the manifest last."""
+    holders = set(trainer.plan.data_group(trainer.stage_index)) & set(disk)
+    own = trainer.layers if trainer.rank == min(holders) else {}
+    try:
+        sums, error = checkpoints.write_layers(step, own, trainer.optimizer), ""
+    except CheckpointError as caught:
+        sums, error = {}, str(caught)
+    everyone: list[dict[str, Any]] = trainer.gather({"files": sums, "error": error})
+    problems = [one["error"] for one in everyone if one["error"]]
+    if problems:
+        checkpoints.abandon(step)
+        raise CheckpointError(problems[0])
+    files = {name: digest for one in everyone for name, digest in one["files"].items()}
+    manifest = Manifest(
+        step=step,
+        num_layers=config.model.num_layers_total,
+        seed=config.training.seed,
+        model=config.model.model_dump(),
+        tokenizer=config.data.tokenizer,
+        files=files,
+    )
+    if trainer.rank == min(disk):
+        checkpoints.finish(manifest)
+    trainer.gather("saved")
+
+
+def resume(trainer: Trainer, checkpoints: CheckpointFolder) -> int:
+    """Load the newest checkpoint that is whole on every rank; return its step, 0 if there is none."""
+    own = {str(step): checkpoints.problem(step, trainer.layers) for step in checkpoints.steps()}
+    everyone: list[dict[str, str]] = trainer.gather(own)
+    for step in sorted({int(name) for found in everyone for name in found}, reverse=True):
+        problems = [found.get(str(step), f"step {step} is missing on a worker's disk") for found in everyone]
+        problem = next((one for one in problems if one), "")
+        if not problem:
+            checkpoints.load_layers(step, trainer.layers, trainer.optimizer)
+            trainer.step_number = step
+            _say(trainer, f"resumed from step {step}")
+            return step
+        _say(trainer, f"passed over the checkpoint of step {step}: {problem}")
+    _say(trainer, "no whole checkpoint; starting from step 0")
+    return 0
+
+
+def _say(trainer: Trainer, text: str) -> None:
+    if trainer.rank == 0:
+        print(f"wantrain: {text}", file=sys.stderr, flush=True)

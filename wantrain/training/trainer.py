@@ -1,0 +1,225 @@
+"""One rank's part in training: play the step, agree on the norm, update.
+
+What the ranks tell each other at the end of a step is one small vector, sent straight from each to all, so that it
+costs one latency: whether somebody asked to stop, the loss, and the squared gradient norm of every parameter. Norms
+are added in layer order, replica 0's, so that clipping gives the same bits under every plan.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from wantrain.comm.groups import Membership, join
+from wantrain.errors import PlanError
+from wantrain.pipeline.connect import Connections
+from wantrain.pipeline.executor import Executor, Microbatch
+from wantrain.pipeline.gradients import GradientBuckets
+from wantrain.pipeline.recorder import Recorder
+from wantrain.pipeline.stage import DilatedStage, LossFunction, Stage, TorchStage
+from wantrain.plan import Plan
+from wantrain.run_directory import LinkTraffic
+
+LayerFactory = Callable[[int, int], Sequence[nn.Module]]
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+
+
+class Batch(NamedTuple):
+    """One replica's samples of a step, lane by lane: ids, `inputs` and `targets` int64 [samples, seq]."""
+
+    sample_ids: Sequence[int]
+    inputs: Tensor
+    targets: Tensor
+
+
+class StepResult(NamedTuple):
+    """What a step gave, the same on every rank: mean loss of the batch, gradient norm before clipping."""
+
+    loss: float
+    grad_norm: float
+    stop_requested: bool
+
+
+class Trainer:
+    """Trains one stage of a plan's model; every rank has one and calls the same methods in the same order."""
+
+    def __init__(
+        self,
+        layers: Sequence[nn.Module] | LayerFactory,
+        plan: Plan,
+        *,
+        loss: LossFunction,
+        optimizer: OptimizerFactory = torch.optim.AdamW,
+        worker: str,
+        clip_norm: float | None = 1.0,
+        autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+        tied: Callable[[Sequence[nn.Module]], Sequence[nn.Parameter]] = lambda _: (),
+        before_forward: Callable[[Sequence[nn.Module], int, Sequence[int]], None] = lambda *_: None,
+        timeout_s: float = 120.0,
+        dilation: float = 1.0,
+        membership: Membership | None = None,
+    ) -> None:
+        """Join the job that torchrun started as the plan's `worker` and connect to the neighbours.
+
+        `layers` is the whole model as a list, of which the rank keeps its own, or a function of (first, end) that
+        builds only those. `tied` names, among a rank's layers, a parameter that the first and the last stage share;
+        `before_forward` is given the layers, the step and the samples of the next forward (dropout needs them).
+        Raises PlanError where plan and job don't fit, ChannelError where a peer doesn't come.
+        """
+        self.plan, self.clip_norm, self.timeout_s = plan, clip_norm, timeout_s
+        self.membership = membership or join(plan.world_size, plan.rank_of(worker), timeout_s, plan.workers)
+        self.rank = self.membership.rank
+        self.stage_index, self.replica = plan.stage_of(self.rank), plan.replica_of(self.rank)
+        span = plan.stages[self.stage_index]
+        own = (
+            layers(span.first_layer, span.end_layer) if callable(layers) else layers[span.first_layer : span.end_layer]
+        )
+        self.layers = dict(zip(range(span.first_layer, span.end_layer), own, strict=True))
+        self.recorder = Recorder(self.rank, dilation)
+        self.connections = Connections.open(plan, self.membership, self.recorder, timeout_s, is_tied=bool(tied(own)))
+        self._modules = nn.ModuleList(own)
+        self.parameters = list(self._modules.parameters())
+        self.stop_requested = False
+        self.step_number = 0
+        self.step_s = 0.0
+        self._num_norms = max(
+            int(count) for (count,) in self.membership.all_exchange([len(self.parameters)], timeout_s)
+        )
+        self._result = StepResult(math.nan, math.nan, False)
+        self._before_forward = before_forward
+        self._set_up_gradients(tied(own))
+        self.optimizer = optimizer(self.parameters)
+        stage = TorchStage(own, loss=loss, loss_scale=plan.microbatch_size / plan.batch_size, autocast=autocast)
+        self._executor = self._make_executor(stage if dilation == 1 else DilatedStage(stage, dilation))
+
+    def _set_up_gradients(self, tied: Sequence[nn.Parameter]) -> None:
+        """Lay out the buckets; a parameter that both ends of the pipeline hold gets one of its own."""
+        self._shared = tied[0] if tied and self.plan.num_stages > 1 else None
+        own = [parameter for parameter in self.parameters if parameter is not self._shared]
+        reducer, size = self.connections.data_reducer, self.plan.bucket_bytes
+        self._buckets = [GradientBuckets(own, size, reducer)]
+        if self._shared is not None:
+            self._buckets.append(GradientBuckets([self._shared], size, reducer))
+
+    def _make_executor(self, stage: Stage) -> Executor:
+        return Executor(
+            self.plan.actions(self.replica)[self.stage_index],
+            stage,
+            self.recorder,
+            upstream=self.connections.upstream,
+            downstream=self.connections.downstream,
+            before_forward=lambda samples: self._before_forward(list(self._modules), self.step_number, samples),
+            before_last_backward=self._arm,
+            reduce=self._reduce,
+            step=self._agree_and_update,
+        )
+
+    @property
+    def is_last_stage(self) -> bool:
+        return self.stage_index == self.plan.num_stages - 1
+
+    def step(self, batch: Batch) -> StepResult:
+        """Train on one batch; `batch` holds this replica's samples (the other replicas hold the rest)."""
+        self.recorder.begin_step()
+        self.connections.begin_step()
+        for buckets in self._buckets:
+            buckets.zero()
+        self._executor.play(self._microbatches(batch), self.step_number)
+        self.step_number += 1
+        self.step_s = self.recorder.elapsed_s
+        return self._result
+
+    def evaluate(self, batch: Batch) -> float:
+        """Return the mean loss of samples that this replica's ranks all hold, without training on them."""
+        self._modules.eval()
+        losses = self._executor.evaluate(self._microbatches(batch), self.step_number)
+        self._modules.train()
+        mine = [math.fsum(losses), float(len(losses))]
+        shares = self.membership.all_exchange(mine, self.timeout_s, "the validation loss")
+        total, count = (math.fsum(column) for column in zip(*shares, strict=True))
+        return total / count
+
+    def close(self) -> None:
+        """Leave the job by agreement with all other ranks."""
+        self.connections.close(self.timeout_s)
+        self.membership.leave(self.timeout_s)
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return every rank's value, in order; values are plain data, small, and rarely gathered."""
+        return self.membership.gather(value, self.timeout_s)
+
+    def agree(self, what: str, value: str) -> None:
+        """Raise PlanError where another rank's value differs from this one's."""
+        for rank, other in enumerate(self.gather(value)):
+            if other != value:
+                raise PlanError(
+                    f"{what} of worker '{self.plan.workers[rank]}' differs from this worker's; use the same"
+                )
+
+    def set_learning_rate(self, rate: float) -> None:
+        """Set the rate of the next update."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def traffic(self) -> dict[str, LinkTraffic]:
+        """Return what this rank sent in the running step, by peer."""
+        return self.connections.traffic()
+
+    def _microbatches(self, batch: Batch) -> list[Microbatch]:
+        size = self.plan.microbatch_size
+        starts = range(0, len(batch.sample_ids), size)
+        return [
+            Microbatch(
+                batch.sample_ids[at : at + size],
+                inputs=batch.inputs[at : at + size] if self.stage_index == 0 else None,
+                targets=batch.targets[at : at + size] if self.is_last_stage else None,
+            )
+            for at in starts
+        ]
+
+    def _arm(self) -> None:
+        for buckets in self._buckets:
+            buckets.arm()
+
+    def _reduce(self) -> None:
+        """Wait until every gradient is the sum over the replicas, a shared one over both ends too."""
+        start_s = time.monotonic()
+        for buckets in self._buckets:
+            buckets.finish(self.timeout_s)
+        if self._shared is not None and self.connections.tied_reducer is not None:
+            self.connections.tied_reducer.submit(self._buckets[1].flat(0)).wait(self.timeout_s)
+        self.recorder.add("reduce", start_s, time.monotonic())
+
+    def _agree_and_update(self) -> None:
+        start_s = time.monotonic()
+        norms = self._squared_norms()
+        norms += [0.0] * (self._num_norms - len(norms))
+        mine = [float(self.stop_requested), self._executor.loss, *norms]
+        shares = self.membership.all_exchange(mine, self.timeout_s, f"the gradient norms of step {self.step_number}")
+        loss = sum(share[1] for share in shares)
+        pipeline = shares[: self.plan.num_stages]  # replica 0's, in stage order; the other replicas hold the same
+        grad_norm = math.sqrt(sum(square for share in pipeline for square in share[2:]))
+        self._clip(grad_norm)
+        self.optimizer.step()
+        self._result = StepResult(loss, grad_norm, any(share[0] for share in shares))
+        self.recorder.add("step", start_s, time.monotonic())
+
+    def _squared_norms(self) -> list[float]:
+        """Return each parameter's squared gradient norm, in layer order; a shared one counts on stage 0 only."""
+        counted = [p for p in self.parameters if p is not self._shared or self.stage_index == 0]
+        return [
+            torch.linalg.vector_norm(p.grad, dtype=torch.float64).item() ** 2 for p in counted if p.grad is not None
+        ]
+
+    def _clip(self, grad_norm: float) -> None:
+        if self.clip_norm is None or grad_norm <= self.clip_norm:
+            return
+        for parameter in self.parameters:
+            assert parameter.grad is not None
+            parameter.grad.mul_(self.clip_norm / grad_norm)

@@ -5,11 +5,22 @@ A checkout keeps them in `configs/` beside the package; the wheel carries that f
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from pathlib import Path
 
 from wantrain.errors import UserError, did_you_mean
 
 _PACKAGE = Path(__file__).resolve().parent
+
+
+def program() -> str:
+    """Return how the user can call wantrain from here: by its name where PATH has it, else by its path."""
+    beside = Path(sys.executable).with_name("wantrain")
+    if shutil.which("wantrain") is not None or not beside.exists():
+        return "wantrain"
+    return os.path.relpath(beside) if beside.is_relative_to(Path.cwd()) else str(beside)
 
 
 def configs_folder() -> Path:

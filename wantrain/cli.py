@@ -1,0 +1,216 @@
+"""The command line: one entry per subcommand, and nothing heavy before it is known which one runs.
+
+An entry names its handler as "module:function"; only the chosen one is imported, so that `--help` answers at once.
+A handler takes the parsed arguments and returns the exit status. What the user should know about a failure is one line
+on standard error; the status is the error's own (2: the input, 1: the run), 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+from wantrain.errors import WantrainError, did_you_mean
+
+INTERRUPTED = 130
+"""128 + SIGINT, as shells count."""
+
+
+@dataclass(frozen=True)
+class Subcommand:
+    """One subcommand: what it is for, its arguments, and where the function is that carries it out."""
+
+    name: str
+    summary: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    handler: str
+    takes_command: bool = False
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Import the handler and call it."""
+        module, _, function = self.handler.partition(":")
+        status: int = getattr(importlib.import_module(module), function)(args)
+        return status
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"wantrain: {message}; see '{self.prog} --help'\n")
+
+
+def _dilation(text: str) -> float:
+    """Parse a dilation: a number, at least 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 1 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"dilation must be a number, at least 1 (got {text!r})")
+    return value
+
+
+def _emulate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("topology", metavar="TOPOLOGY", help="a TOML file, or the name of a shipped topology")
+    parser.add_argument("--check", action="store_true", help="measure every pair and print asked beside measured")
+    parser.add_argument("--all-pairs", action="store_true", help="with --check: keep all pairs busy at once")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands that would be run, and run none")
+    parser.add_argument("--dilation", type=_dilation, default=1.0, metavar="D", help="slow the network down D times")
+    parser.add_argument("--only", metavar="WORKER", help="run CMD for this worker only, with the terminal to itself")
+    parser.add_argument("--json", action="store_true", help="print results as JSON")
+
+
+def _job_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="a run file, or the name of a shipped one")
+    parser.add_argument("--topology", metavar="T", help="another topology than the run file's, by path or name")
+    parser.add_argument("--data", metavar="PATH", help="train on this file or folder instead of the run file's text")
+    parser.add_argument("--plan", metavar="PLAN", help="a plan to follow (default: one is made)")
+    parser.add_argument("--run-dir", metavar="DIR", help="the run directory (default: below runs/)")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the newest whole checkpoint in the run directory"
+    )
+    parser.add_argument("--dilation", type=_dilation, default=1.0, metavar="D", help="slow everything down D times")
+
+
+def _train_arguments(parser: argparse.ArgumentParser) -> None:
+    _job_arguments(parser)
+    parser.add_argument("--worker", metavar="NAME", help="who this process is (default: by address and local rank)")
+
+
+def _launch_arguments(parser: argparse.ArgumentParser) -> None:
+    _job_arguments(parser)
+    parser.add_argument(
+        "--no-emulation", action="store_true", help="start the workers plainly, without a network between"
+    )
+    parser.add_argument("--inside", metavar="DIR", help=argparse.SUPPRESS)
+
+
+def _plan_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="a run file, or the name of a shipped one")
+    parser.add_argument("--topology", metavar="T", help="another topology than the run file's, by path or name")
+    parser.add_argument("--out", metavar="FILE", help="write the plan to this file")
+    parser.add_argument("--commands", action="store_true", help="print the line to start on each host")
+    parser.add_argument("--json", action="store_true", help="print the plan as JSON")
+
+
+def _generate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a run directory, or one of its step-… folders")
+    parser.add_argument("--prompt", default="\n", metavar="TEXT", help="text to go on from")
+    parser.add_argument("--tokens", type=_count, default=300, metavar="N", help="tokens to add (default: 300)")
+    parser.add_argument(
+        "--temperature", type=float, default=0.8, metavar="X", help="0 takes the likeliest (default: 0.8)"
+    )
+    parser.add_argument(
+        "--top-k", type=_count, default=40, metavar="K", help="draw among the K likeliest (default: 40)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--export", metavar="FILE", help="write the whole model as one safetensors file instead")
+
+
+def _report_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="a run directory")
+
+
+def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+
+
+def _count(text: str) -> int:
+    """Parse a number above zero."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"expected a whole number above zero (got {text!r})")
+    return int(text)
+
+
+SUBCOMMANDS = (
+    Subcommand(
+        "doctor",
+        "say what this machine can do, and what to do about the rest",
+        _doctor_arguments,
+        "wantrain.doctor:run",
+    ),
+    Subcommand("plan", "make a plan for a run file and print it", _plan_arguments, "wantrain.planning:run"),
+    Subcommand(
+        "emulate",
+        "run a command on every worker of an emulated WAN",
+        _emulate_arguments,
+        "wantrain.netem.program:run",
+        takes_command=True,
+    ),
+    Subcommand(
+        "train", "run one worker of a job; what torchrun starts", _train_arguments, "wantrain.training.loop:run"
+    ),
+    Subcommand(
+        "launch",
+        "run all workers of a job here, inside the emulated WAN",
+        _launch_arguments,
+        "wantrain.launch.local:run",
+    ),
+    Subcommand("generate", "print text from what was trained", _generate_arguments, "wantrain.training.sample:run"),
+    Subcommand("report", "write a run's HTML page", _report_arguments, "wantrain.report.page:run"),
+)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser with all subcommands."""
+    parser = _Parser(prog="wantrain", description="Train transformers on machines joined by slow and uneven links.")
+    parser.add_argument("--version", action="store_true", help="print the version and end")
+    chosen = parser.add_subparsers(dest="subcommand", metavar="COMMAND", parser_class=_Parser)
+    for one in SUBCOMMANDS:
+        usage = "%(prog)s [options] TOPOLOGY [-- CMD …]" if one.takes_command else None
+        inner = chosen.add_parser(one.name, help=one.summary, description=one.summary, usage=usage, allow_abbrev=False)
+        one.add_arguments(inner)
+    return parser
+
+
+def parse(argv: Sequence[str]) -> tuple[Subcommand | None, argparse.Namespace]:
+    """Split off the command after '--', and parse the rest; `args.argv` keeps the whole line."""
+    own, command = _split(argv)
+    parser = build_parser()
+    name = next((word for word in own if not word.startswith("-")), None)
+    known = {one.name: one for one in SUBCOMMANDS}
+    if name is not None and name not in known:
+        parser.error(f"unknown command '{name}'{did_you_mean(name, known)}")
+    args = parser.parse_args(own)
+    args.argv, args.command = list(argv), command
+    subcommand = known.get(args.subcommand)
+    if command and (subcommand is None or not subcommand.takes_command):
+        parser.error(f"no command is taken here (got '{command[0]}' after '--')")
+    if subcommand is None and not args.version:
+        parser.print_help()
+    return subcommand, args
+
+
+def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    cut = argv.index("--") if "--" in argv else len(argv)
+    return list(argv[:cut]), list(argv[cut + 1 :])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    try:
+        subcommand, args = parse(sys.argv[1:] if argv is None else argv)
+        if args.version:
+            print(f"wantrain {_version()}")
+        return 0 if subcommand is None else subcommand.run(args)
+    except WantrainError as caught:
+        print(f"wantrain: {caught}", file=sys.stderr)
+        return caught.exit_status
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has gone; so do we, without a word
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("wantrain")

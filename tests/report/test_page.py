@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import argparse
 import re
 from html.parser import HTMLParser
 
 import pytest
 
 from wantrain.errors import ConfigError
-from wantrain.report.page import SECTIONS, write_report
+from wantrain.report.page import SECTIONS, run, write_report
 from wantrain.run_directory import RunDirectory
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
@@ -90,3 +91,9 @@ def test_a_missing_run_writes_nothing(tmp_path):
 
 def test_writing_the_report_again_replaces_it(finished_run):
     assert page_of(finished_run) == page_of(finished_run)
+
+
+def test_the_command_prints_where_the_page_is(finished_run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(argparse.Namespace(run=str(finished_run.path))) == 0
+    assert capsys.readouterr().out == f"{finished_run.report}\n"
+    assert finished_run.report.exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from html import escape
 from pathlib import Path
 
@@ -49,3 +50,9 @@ def write_report(run: RunDirectory) -> Path:
     """
     write_text(run.report, render(read_run(run)))
     return run.report
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry out `wantrain report`."""
+    print(write_report(RunDirectory(args.run)))
+    return 0

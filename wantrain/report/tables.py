@@ -14,6 +14,7 @@ from rich.text import Text
 from wantrain.errors import ConfigError
 from wantrain.fact import read_json
 from wantrain.plan import Plan, StagePlan
+from wantrain.resources import program
 from wantrain.run_directory import LinkMeasurement, NetworkRecord, RunDirectory
 from wantrain.topology import Topology
 from wantrain.units import format_bytes, format_time
@@ -143,11 +144,11 @@ def summary_lines(run: RunDirectory, figures: dict[str, Any], interrupted: bool)
     if "steps" in figures and "seconds" in figures:
         lines.append(("steps", f"{figures['steps']:,} in {format_time(figures['seconds'])}"))
     lines.append(("report", str(run.report)))
-    path = shlex.quote(str(run.path))
+    path, wantrain = shlex.quote(str(run.path)), shlex.quote(program())
     if interrupted:
         config = shlex.quote(str(run.config))
-        lines.append(("go on with", f"wantrain launch {config} --run-dir {path} --resume"))
-    lines.append(("sample with", f"wantrain generate {path} --prompt 'def '"))
+        lines.append(("go on with", f"{wantrain} launch {config} --run-dir {path} --resume"))
+    lines.append(("sample with", f"{wantrain} generate {path} --prompt 'def '"))
     return lines
 
 

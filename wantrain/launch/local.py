@@ -1,0 +1,248 @@
+"""Start all workers of a job on this machine, inside the emulated WAN or plainly, and watch them to the end.
+
+    wantrain launch (outside)   reads and checks everything, writes the run directory, becomes the sandbox
+      └─ wantrain launch --inside RUN    builds the network, measures it, and starts
+           ├─ torchrun … -m wantrain train … --worker paris-0      in paris-0's namespace
+           └─ torchrun … -m wantrain train … --worker tokyo-0      in tokyo-0's namespace
+
+It adds nothing to training: each worker is an ordinary torchrun process. Ctrl-C asks for an agreed last step by a file
+that rank 0 looks for; a second one ends everything at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+from wantrain.config import RunConfig
+from wantrain.errors import ConfigError, EmulationError, RunError
+from wantrain.fact import write_text
+from wantrain.launch.progress import Progress
+from wantrain.launch.torchrun import MASTER_PORT, single_host_argv, train_argv, with_this_python, worker_argv
+from wantrain.netem.check import check_network
+from wantrain.netem.commands import INTERFACE
+from wantrain.netem.emulate import EmulatedNetwork, machine_commands
+from wantrain.netem.sandbox import enter_sandbox, inside_sandbox, why_no_sandbox
+from wantrain.plan import Plan
+from wantrain.report.page import write_report
+from wantrain.report.tables import print_network, print_plan, print_summary
+from wantrain.run_directory import LinkMeasurement, NetworkRecord, RunDirectory
+from wantrain.topology import Topology
+from wantrain.training.checkpoint import CheckpointFolder
+from wantrain.training.job import load_config, open_data, profile_of, resolve, write_run_directory, write_summary
+from wantrain.trigram import trigram_loss
+
+_POLL_S = 0.25
+_END_WITHIN_S = 20.0
+"""Chosen: a worker that was told to end and has not by then is killed."""
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry out `wantrain launch`."""
+    if args.inside is not None:
+        return _watch(RunDirectory(args.inside), args)
+    run_directory = prepare(args)
+    if not args.no_emulation:
+        _enter(run_directory, args)
+    return _watch(run_directory, args)
+
+
+def _enter(run_directory: RunDirectory, args: argparse.Namespace) -> NoReturn:
+    """Become the sandbox; this process's id stays, so that killing it takes everything down."""
+    inside = [sys.executable, "-m", "wantrain", "launch", args.config, "--inside", str(run_directory.path)]
+    inside += ["--dilation", str(args.dilation)] + (["--resume"] if args.resume else [])
+    enter_sandbox(inside)
+
+
+def prepare(args: argparse.Namespace) -> RunDirectory:
+    """Read and check everything that can be wrong before anything starts; write the run directory."""
+    if args.no_emulation and args.dilation != 1:
+        raise ConfigError("--dilation slows the emulated network; it can't go with --no-emulation")
+    config = load_config(args.config, args.data, args.topology)
+    run = RunDirectory(args.run_dir or f"runs/{config.name}-{datetime.now():%Y%m%d-%H%M%S}")
+    job = resolve(config, args.plan)
+    if args.resume:
+        if not run.config.exists():
+            raise ConfigError(f"nothing to resume in {run.path}; give the run's directory with --run-dir")
+    elif run.path.exists() and any(run.path.iterdir()):
+        raise ConfigError(f"{run.path} is not empty; give another directory with --run-dir, or go on with --resume")
+    if not args.no_emulation:
+        reason = why_no_sandbox()
+        if reason is not None:
+            raise EmulationError(reason)
+        machine_commands(job.topology, args.dilation)
+    _prepare_data(config)
+    write_run_directory(run, job)
+    run.stop.unlink(missing_ok=True)
+    return run
+
+
+def _prepare_data(config: RunConfig) -> None:
+    """Turn the text into tokens once, before every worker would."""
+    open_data(config)
+
+
+def _watch(run: RunDirectory, args: argparse.Namespace) -> int:
+    """Start the workers, show how it goes, and report."""
+    plan, config, topology = Plan.load(run.plan), RunConfig.load(run.config), Topology.load(run.topology)
+    print_plan(plan, topology)
+    with ExitStack() as undo:
+        network = undo.enter_context(EmulatedNetwork(topology, args.dilation)) if inside_sandbox() else None
+        if network is not None:
+            _measure(network, run)
+        workers = undo.enter_context(_started(run, plan, topology, network, args))
+        steps = CheckpointFolder(run.checkpoints).steps() if args.resume else []
+        interrupted = _follow(run, plan, config, workers, network, steps[0] if steps else 0)
+    _sum_up(run, config, plan, args.dilation)
+    write_report(run)
+    print_summary(run, interrupted)
+    return 130 if interrupted else 0
+
+
+def _sum_up(run: RunDirectory, config: RunConfig, plan: Plan, dilation: float) -> None:
+    """Write the run's figures, and the trigram model's loss on the very tokens that the model was judged on."""
+    _, samples, held_out = open_data(config)
+    steps = run.read_steps(0)
+    seconds = sum(record.step_s for record in steps)
+    write_summary(
+        run,
+        seconds=round(seconds, 3),
+        tokens_per_s=round(sum(record.tokens for record in steps) / seconds, 1) if seconds else 0.0,
+        trigram_loss=round(trigram_loss(samples, held_out, config.model.vocab_size), 4),
+        parameters=profile_of(config).parameter_bytes // 4,
+        workers=plan.world_size,
+        machine=f"{len(os.sched_getaffinity(0))} cores, Linux {platform.release()}",
+        dilation=dilation,
+    )
+
+
+def _measure(network: EmulatedNetwork, run: RunDirectory) -> None:
+    """Hold the network against what was asked before anything depends on it."""
+    check = check_network(network)
+    links = [
+        LinkMeasurement(**{name: getattr(link, name) for name in LinkMeasurement.model_fields}) for link in check.links
+    ]
+    record = NetworkRecord(delay_by=check.delay_by, dilation=check.dilation, links=tuple(links))
+    write_text(run.network, record.model_dump_json(indent=1) + "\n")
+    print_network(record)
+    check.raise_if_wrong()
+
+
+@contextmanager
+def _started(
+    run: RunDirectory, plan: Plan, topology: Topology, network: EmulatedNetwork | None, args: argparse.Namespace
+) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
+    """Start torchrun for every worker; on the way out end what still runs, gently first."""
+    options = ["--run-dir", str(run.path), "--plan", str(run.plan), "--topology", str(run.topology)]
+    options += ["--dilation", str(args.dilation)] + (["--resume"] if args.resume else [])
+    train = train_argv(str(run.config), *options)
+    run.logs.mkdir(parents=True, exist_ok=True)
+    workers: dict[str, subprocess.Popen[bytes]] = {}
+    try:
+        if network is None:
+            workers["all"] = _start(single_host_argv(plan, _free_port(), train), run.logs / "all.log")
+        else:
+            for name in plan.workers:
+                argv = worker_argv(plan, name, network.address(plan.workers[0]), MASTER_PORT, train)
+                workers[name] = _start(argv, run.logs / f"{name}.log", network, name)
+        yield workers
+    finally:
+        _end(workers.values())
+
+
+def _start(
+    argv: Sequence[str], log: Path, network: EmulatedNetwork | None = None, worker: str = ""
+) -> subprocess.Popen[bytes]:
+    """Start torchrun with its output in a log; in a session of its own, so that Ctrl-C reaches only the launcher."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    full = with_this_python(argv)
+    with log.open("ab") as file:
+        how: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": subprocess.STDOUT}
+        how["start_new_session"] = True
+        if network is None:
+            return subprocess.Popen(full, env=environment, **how)
+        return network.popen(worker, full, env=environment | {"GLOO_SOCKET_IFNAME": INTERFACE}, **how)
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _follow(
+    run: RunDirectory,
+    plan: Plan,
+    config: RunConfig,
+    workers: Mapping[str, subprocess.Popen[bytes]],
+    network: EmulatedNetwork | None,
+    first_step: int,
+) -> bool:
+    """Show progress until all workers have ended; return whether the user interrupted. Raise RunError if one fails."""
+    interrupts = _count_interrupts()
+    asked = False
+    with Progress(run, plan, config.training.steps, first_step) as progress:
+        while any(worker.poll() is None for worker in workers.values()):
+            progress.update()
+            if network is not None:
+                network.raise_if_broken()
+            _raise_if_failed(run, workers)
+            if interrupts and not asked:
+                run.stop.touch()
+                progress.note("stopping after this step, with a checkpoint; Ctrl-C again ends at once")
+                asked = True
+            if len(interrupts) > 1:
+                raise KeyboardInterrupt
+            time.sleep(_POLL_S)
+        progress.update()
+    _raise_if_failed(run, workers)
+    return asked
+
+
+def _count_interrupts() -> list[int]:
+    """From now on, note SIGINT and SIGTERM in the list that is returned instead of dying of them."""
+    seen: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: seen.append(number))
+    return seen
+
+
+def _raise_if_failed(run: RunDirectory, workers: Mapping[str, subprocess.Popen[bytes]]) -> None:
+    for name, worker in workers.items():
+        if worker.poll():
+            raise _failure(run, name, worker.returncode)
+
+
+def _failure(run: RunDirectory, name: str, status: int) -> RunError:
+    """Say what the worker that failed first said last."""
+    log = run.logs / f"{name}.log"
+    said = [line for line in log.read_text(errors="replace").splitlines() if line.startswith("wantrain: ")]
+    reason = said[-1].removeprefix("wantrain: ") if said else f"exit status {status}"
+    return RunError(f"worker '{name}' failed: {reason} (its log: {log})")
+
+
+def _end(workers: Iterable[subprocess.Popen[bytes]]) -> None:
+    """End what still runs: ask, wait, kill."""
+    running = [worker for worker in workers if worker.poll() is None]
+    for worker in running:
+        worker.terminate()
+    deadline = time.monotonic() + _END_WITHIN_S
+    for worker in running:
+        try:
+            worker.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            worker.kill()
+            worker.wait()

@@ -64,8 +64,8 @@ def test_dilation_divides_rates_and_multiplies_times() -> None:
         ({"site": [{"name": "z"}]}, "site 'z' has no worker"),
         ({"link": [{"within": "z", "bandwidth": "1 Gbit/s"}]}, "'z', which is neither a worker nor a site"),
         (
-            {"link": [{"within": "p", "bandwith": "1 Gbit/s"}]},
-            r"unknown key 'link.0.bandwith' \(did you mean 'bandwidth'",
+            {"link": [{"within": "p", "bandwith": "1 Gbit/s"}]},  # codespell:ignore bandwith
+            r"unknown key 'link.0.bandwith' \(did you mean 'bandwidth'",  # codespell:ignore bandwith
         ),
         ({"worker": [{"name": "a", "memry": "1 GB"}]}, "did you mean 'memory'"),
         ({"link": [{"within": "p", "between": ["p", "q"], "bandwidth": "1 Gbit/s"}]}, "exactly one of"),

@@ -6,6 +6,7 @@ and what is expected, in one line, never a page of validation output.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
@@ -16,7 +17,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from wantrain.errors import UserError, did_you_mean
+from wantrain.errors import ConfigError, UserError, did_you_mean
 
 
 class Fact(BaseModel):
@@ -89,17 +90,35 @@ def read_json(path: str | Path, error: type[UserError]) -> dict[str, Any]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Replace a file at once: write aside, flush to disk, rename."""
+    """Replace a file at once: write aside, flush to disk, rename; raise ConfigError where it can't be written."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(aside, 0o644)
-        os.replace(aside, path)
-    except BaseException:
-        os.unlink(aside)
-        raise
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(aside, 0o644)
+            os.replace(aside, path)
+        except BaseException:
+            os.unlink(aside)
+            raise
+    except OSError as caught:
+        raise unwritable(path, caught) from None
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a text file; raise ConfigError where it can't be written."""
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+    except OSError as caught:
+        raise unwritable(path, caught) from None
+
+
+def unwritable(path: Path, caught: OSError) -> ConfigError:
+    """Return the error for a file that could not be written, with the remedy."""
+    remedy = "free some space" if caught.errno == errno.ENOSPC else "choose another place"
+    return ConfigError(f"can't write {path} ({(caught.strerror or 'unknown error').lower()}); {remedy}")

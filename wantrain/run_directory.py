@@ -27,7 +27,7 @@ from wantrain.timeline import Event, Timeline, merge
 
 
 class LinkTraffic(Fact):
-    """What a rank sent to one peer in a step."""
+    """What a rank sent to one peer in a step; `busy_s` is measured, and at least what the link's rate needs."""
 
     raw_bytes: int
     wire_bytes: int

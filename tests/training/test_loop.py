@@ -12,7 +12,7 @@ from wantrain.errors import CheckpointError, ConfigError, PlanError
 from wantrain.plan import Plan
 from wantrain.run_directory import RunDirectory, StepRecord
 from wantrain.training import checkpoint
-from wantrain.training.job import plan_for
+from wantrain.training.job import Job, plan_for
 from wantrain.training.loop import learning_rate, train
 
 TEXT = "".join(f"{i} is a number and {i * i} is its square.\n" for i in range(400))
@@ -60,6 +60,7 @@ def run_job(
 ) -> None:
     """Run the whole loop on every rank; `crash_at` kills all before that step, `stop_at` asks rank 1 to stop in it."""
     job = LoopbackJob(plan.world_size)
+    whole = Job(config, flat_topology(plan.world_size), plan)
 
     def body(rank: int) -> None:
         trainer = make_trainer(plan, job.member(rank), rank, model=config.model)
@@ -69,7 +70,7 @@ def run_job(
                 raise CrashError
             return rank == plan.world_size - 1 and trainer.step_number == stop_at
 
-        train(trainer, config, run, is_resumed, stop_requested)
+        train(trainer, whole, run, is_resumed, stop_requested)
         trainer.close()
 
     torch.set_num_threads(1)
@@ -96,6 +97,7 @@ def test_a_run_writes_metrics_validations_timelines_and_checkpoints(tmp_path: Pa
     assert up.raw_bytes == 4 * 16 * 32 * 4
     assert up.wire_bytes > up.raw_bytes
     assert data.wire_bytes > 0
+    assert data.busy_s >= data.wire_bytes / 125e6
 
 
 def test_a_killed_run_goes_on_with_the_very_losses_it_would_have_had(tmp_path: Path) -> None:

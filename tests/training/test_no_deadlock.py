@@ -72,8 +72,8 @@ def test_random_plans_end_over_gloo_with_the_numbers_of_loopback(seed: int) -> N
     assert outcomes[0].losses == train_job(plan)[0].losses
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.long
+@pytest.mark.timeout(3600)
 def test_two_hundred_random_plans_end_over_loopback_and_gloo() -> None:
     for seed in range(200):
         plan = random_plan(2000 + seed)

@@ -27,7 +27,7 @@ from wantrain.data import Lanes, Samples
 from wantrain.errors import CheckpointError, ConfigError, PlanError, WantrainError
 from wantrain.models import gpt
 from wantrain.plan import Plan
-from wantrain.run_directory import RunDirectory, StepRecord, ValidationRecord
+from wantrain.run_directory import LinkTraffic, RunDirectory, StepRecord, ValidationRecord
 from wantrain.topology import Topology
 from wantrain.training.checkpoint import CheckpointFolder, Manifest, ranks_on_disk
 from wantrain.training.job import Job, load_config, open_data, resolve, write_run_directory, write_summary
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     set_up_process(config.training.threads)
     try:
         with _session(job, worker, args.dilation) as trainer:
-            train(trainer, config, run_directory, is_resumed, _StopRequests(run_directory, trainer.rank))
+            train(trainer, job, run_directory, is_resumed, _StopRequests(run_directory, trainer.rank))
     except (WantrainError, KeyboardInterrupt) as caught:
         _die(caught)
     return 0
@@ -174,12 +174,13 @@ class _StopRequests:
 
 def train(
     trainer: Trainer,
-    config: RunConfig,
+    job: Job,
     run_directory: RunDirectory,
     is_resumed: bool,
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> None:
     """Train to the last step, or to the one after which somebody asked to stop."""
+    config = job.config
     tokens, samples, held_out = open_data(config)
     trainer.agree("the training text", tokens.digest)
     trainer.agree("the run file", config.model_dump_json(exclude={"data"}))
@@ -194,7 +195,7 @@ def train(
         trainer.set_learning_rate(learning_rate(training, step))
         batch = replica_batch(trainer, samples, lanes.draw(step, training.batch_size))
         result = trainer.step(batch)
-        metrics.write(_record(trainer, training, result, step, batch.inputs.shape[1]))
+        metrics.write(_record(trainer, job, result, step))
         if step % training.record_every == 0:
             metrics.write_timeline(step, trainer.recorder)
         is_last = step + 1 == training.steps or result.stop_requested
@@ -227,18 +228,28 @@ def validate(trainer: Trainer, held_out: Samples) -> float:
     return trainer.evaluate(Batch(ids, torch.from_numpy(inputs), torch.from_numpy(targets)))
 
 
-def _record(trainer: Trainer, training: TrainingConfig, result: StepResult, step: int, seq_len: int) -> StepRecord:
-    recorder = trainer.recorder
+def _link_use(trainer: Trainer, topology: Topology) -> dict[str, LinkTraffic]:
+    """Return what was sent by peer. A link was busy at least as long as its rate needs for the bytes: the kernel takes
+    small payloads at once and sends them later, so the time until it took them says too little."""
+    own, used = trainer.plan.workers[trainer.rank], {}
+    for peer, sent in trainer.traffic().items():
+        least_s = sent.wire_bytes / topology.send_limit_bytes_per_s(own, peer)
+        used[peer] = sent.model_copy(update={"busy_s": max(sent.busy_s, least_s)})
+    return used
+
+
+def _record(trainer: Trainer, job: Job, result: StepResult, step: int) -> StepRecord:
+    recorder, training = trainer.recorder, job.config.training
     return StepRecord(
         step=step,
         loss=result.loss,
         grad_norm=result.grad_norm,
         learning_rate=learning_rate(training, step),
-        tokens=training.batch_size * seq_len,
+        tokens=training.batch_size * job.config.model.seq_len,
         step_s=trainer.step_s,
         compute_s=recorder.seconds("forward", "backward"),
         waited_s=recorder.waited_s(),
-        sent=trainer.traffic(),
+        sent=_link_use(trainer, job.topology),
         finished_at=time.time(),
     )
 

@@ -1,0 +1,74 @@
+"""What every benchmark shares: where it ran, medians with spread, and where results are kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def environment() -> dict[str, Any]:
+    """Return machine, versions and commit, as they stand beside every figure."""
+    import torch
+
+    return {
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "cores": len(os.sched_getaffinity(0)),
+        "processor": _processor(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "commit": _commit(),
+    }
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _commit() -> str:
+    here = Path(__file__).resolve().parent
+    done = subprocess.run(
+        ["git", "-C", str(here), "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False
+    )
+    changed = subprocess.run(
+        ["git", "-C", str(here), "status", "--porcelain", "--", "../wantrain"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return (done.stdout.strip() or "unknown") + ("+" if changed.stdout.strip() else "")
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Return the median of some measurements, the least and the greatest, and all of them."""
+    return {
+        "median": statistics.median(values),
+        "min": min(values),
+        "max": max(values),
+        "values": [round(value, 4) for value in values],
+    }
+
+
+def append_result(name: str, record: dict[str, Any], folder: Path = RESULTS) -> Path:
+    """Add a record to a result file, one JSON line each; nothing that was measured is overwritten."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.jsonl"
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record | {"environment": environment()}) + "\n")
+    return path
+
+
+def read_results(name: str, folder: Path = RESULTS) -> list[dict[str, Any]]:
+    """Return the records of a result file, oldest first; none where there is no file."""
+    path = folder / f"{name}.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []

@@ -1,0 +1,165 @@
+"""Whole launches: real torchrun processes, killed and resumed, plainly and inside the emulated WAN."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from wantrain.run_directory import RunDirectory
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+CONFIG = """
+name = "mini"
+[model]
+num_layers = 2
+hidden = 32
+num_heads = 2
+seq_len = 32
+[data]
+source = "{text}"
+[training]
+steps = 40
+batch_size = 8
+num_lanes = 4
+validation_samples = 8
+[parallel]
+topology = "{topology}"
+num_stages = 2
+num_replicas = 2
+timeout_s = 30
+[checkpoint]
+every = 5
+"""
+
+
+class Launch:
+    """A folder to launch in."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "text.txt").write_text("".join(f"{i} squared is {i * i}.\n" for i in range(2000)))
+
+    def config(self, topology: str = "two_sites") -> str:
+        path = self.folder / f"{Path(topology).stem}.toml"
+        path.write_text(CONFIG.format(text=self.folder / "text.txt", topology=topology))
+        return str(path)
+
+    def start(self, run: str, *options: str, topology: str = "two_sites") -> subprocess.Popen[str]:
+        argv = [sys.executable, "-m", "wantrain", "launch", self.config(topology), "--run-dir", str(self.folder / run)]
+        environment = os.environ | {"XDG_CACHE_HOME": str(self.folder / "cache")}
+        pipe = subprocess.PIPE
+        return subprocess.Popen([*argv, *options], env=environment, stdout=pipe, stderr=pipe, text=True)
+
+    def run(self, run: str, *options: str, topology: str = "two_sites") -> tuple[int, str]:
+        process = self.start(run, *options, topology=topology)
+        out, err = process.communicate(timeout=300)
+        return process.returncode, out + err
+
+    def losses(self, run: str, rank: int = 0) -> list[float]:
+        return [record.loss for record in RunDirectory(self.folder / run).read_steps(rank)]
+
+    def wait_for_step(self, run: str, step: int) -> None:
+        deadline = time.monotonic() + 200
+        while len(self.losses(run)) < step:
+            assert time.monotonic() < deadline, "no progress"
+            time.sleep(0.1)
+
+    def processes(self, run: str, word: str = "") -> list[int]:
+        """Return the processes that work for a run, by their command lines."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            try:
+                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except (OSError, NotADirectoryError):
+                continue
+            if entry.name.isdigit() and str(self.folder / run) in line and word in line:
+                found.append(int(entry.name))
+        return found
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Launch:
+    return Launch(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """The losses of a run that nothing happened to, without a network between."""
+    whole = Launch(tmp_path_factory.mktemp("whole"))
+    status, said = whole.run("whole", "--no-emulation")
+    assert status == 0, said
+    return whole.losses("whole")
+
+
+def test_three_networks_give_the_same_bits(launch: Launch, expected: list[float], tmp_path: Path) -> None:
+    slow = tmp_path / "slow.toml"
+    slow.write_text(
+        'source = "test"\n[[worker]]\nname = "w"\ncount = 4\nsite = "s"\nuplink = "20 Mbit/s"\n'
+        '[[link]]\nwithin = "s"\nbandwidth = "20 Mbit/s"\nlatency = "5 ms"\n'
+    )
+    for topology in ("two_sites", "lan", str(slow)):
+        name = Path(topology).stem
+        status, said = launch.run(f"run-{name}", topology=topology)
+        assert status == 0, said
+        assert launch.losses(f"run-{name}") == expected, topology
+        assert (launch.folder / f"run-{name}" / "report.html").exists()
+
+
+def test_a_killed_worker_ends_the_run_in_one_line_and_resume_gives_the_same_losses(
+    launch: Launch, expected: list[float]
+) -> None:
+    process = launch.start("run")
+    launch.wait_for_step("run", 12)
+    os.kill(launch.processes("run", "wantrain train")[-1], signal.SIGKILL)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "Traceback" not in said
+    assert [line for line in said.splitlines() if line.startswith("wantrain: worker '")]
+    assert launch.processes("run") == []
+    status, said = launch.run("run", "--resume")
+    assert status == 0, said
+    assert launch.losses("run") == expected
+
+
+def test_killing_the_launcher_leaves_nothing_and_resume_gives_the_same_losses(
+    launch: Launch, expected: list[float]
+) -> None:
+    process = launch.start("run")
+    launch.wait_for_step("run", 17)
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 10
+    while launch.processes("run") and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert launch.processes("run") == []
+    status, said = launch.run("run", "--resume")
+    assert status == 0, said
+    assert launch.losses("run") == expected
+
+
+def test_ctrl_c_ends_after_an_agreed_step_with_a_checkpoint(launch: Launch, expected: list[float]) -> None:
+    process = launch.start("run")
+    launch.wait_for_step("run", 8)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    counts = {len(launch.losses("run", rank)) for rank in range(4)}
+    assert len(counts) == 1
+    assert (launch.folder / "run" / "checkpoints" / f"step-{counts.pop():08d}" / "manifest.json").exists()
+    status, said = launch.run("run", "--resume")
+    assert status == 0, said
+    assert launch.losses("run") == expected
+
+
+def test_a_second_launch_into_the_same_directory_is_refused(launch: Launch) -> None:
+    (launch.folder / "run").mkdir()
+    (launch.folder / "run" / "something").touch()
+    status, said = launch.run("run")
+    assert status == 2
+    assert "is not empty" in said
+    assert len(said.strip().splitlines()) == 1

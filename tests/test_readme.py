@@ -1,0 +1,94 @@
+"""The README is true: its example runs, its table is what was measured, its links and commands exist."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import readme_table
+from wantrain.cli import SUBCOMMANDS
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+OVERLAP = {
+    "uplink": "500 Mbit/s",
+    "dilation": 4.0,
+    "stages": 8,
+    "microbatches": 16,
+    "bound_s": 5.1,
+    "systems": {"wantrain": {"median": 5.5}, "torch 1F1B": {"median": 9.9}},
+    "environment": {"cores": 2, "processor": "a processor", "torch": "2.13.0", "when": "2026-01-02T03:04:05"},
+}
+
+LINKS = {
+    "topology": "long.toml",
+    "bytes": 64_000_000,
+    "count": 10,
+    "dilation": 1.0,
+    "channel": {
+        "transport": {"num_connections": 7},
+        "row_mbit_per_s": {"median": 911.2},
+        "single_mbit_per_s": {"median": 801.0},
+    },
+    "one_connection": {"row_mbit_per_s": {"median": 216.4}},
+    "environment": OVERLAP["environment"],
+}
+
+
+def test_the_table_is_what_was_measured() -> None:
+    assert readme_table.main(["--check"]) == 0, "run python benchmarks/readme_table.py"
+
+
+def test_without_results_the_table_says_so(tmp_path: Path) -> None:
+    assert readme_table.table(tmp_path) == readme_table.NOTHING
+
+
+def test_the_newest_record_of_a_setting_counts(tmp_path: Path) -> None:
+    older = OVERLAP | {"systems": {"wantrain": {"median": 7.7}}}
+    (tmp_path / "overlap.jsonl").write_text(json.dumps(older) + "\n" + json.dumps(OVERLAP) + "\n", encoding="utf-8")
+    (tmp_path / "links.jsonl").write_text(json.dumps(LINKS) + "\n", encoding="utf-8")
+    text = readme_table.table(tmp_path)
+    assert "| uplink | stages × microbatches | dilation | bound | wantrain | torch 1F1B |" in text
+    assert "| 500 Mbit/s | 8 × 16 | 4 | 5.10 | 5.50 | 9.90 |" in text
+    assert "| long | 10 × 64 MB | 911 | 801 | 7 | 216 |" in text
+    assert "7.7" not in text
+
+
+def test_a_missing_marker_is_said() -> None:
+    with pytest.raises(SystemExit, match="lacks a marker"):
+        readme_table.with_table("no marker", "")
+
+
+@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)#]+)\)", README))))
+def test_links_lead_somewhere(link: str) -> None:
+    assert (ROOT / link).exists()
+
+
+def test_every_command_is_named() -> None:
+    assert {one.name for one in SUBCOMMANDS} == set(re.findall(r"\| `wantrain ([a-z]+)", README))
+
+
+def test_the_example_trains(tmp_path: Path) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    script = tmp_path / "example.py"
+    script.write_text(example, encoding="utf-8")
+    paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
+    env.pop("PYTHONUNBUFFERED", None)  # else the ranks' lines mix
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4", str(script)]
+    done = subprocess.run(torchrun, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    losses: dict[str, list[str]] = {}
+    for line in done.stdout.splitlines():
+        worker, _, loss = line.partition(" ")
+        losses.setdefault(worker, []).append(loss)
+    assert sorted(losses) == ["a-0", "a-1", "b-0", "b-1"]
+    assert len(losses["a-0"]) == 3
+    assert all(one == losses["a-0"] for one in losses.values())

@@ -95,7 +95,7 @@ def make_wantrain(
     )  # fmt: skip
     profile = ModelProfile(microbatch_size=1, layers=(layer,) * stages)
     topology = Topology.load(topology_path)
-    plan = make_plan(topology.dilated(dilation), profile, batch_size=microbatches, num_stages=stages)
+    plan = make_plan(topology, profile, batch_size=microbatches, num_stages=stages)
     membership = join(plan.world_size, rank, 120.0)
     recorder = Recorder(rank, dilation)
     connections = Connections.open(plan, membership, recorder, 600.0)

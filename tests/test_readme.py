@@ -81,14 +81,14 @@ def test_the_example_trains(tmp_path: Path) -> None:
     script.write_text(example, encoding="utf-8")
     paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
-    env.pop("PYTHONUNBUFFERED", None)  # else the ranks' lines mix
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4", str(script)]
-    done = subprocess.run(torchrun, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4"]
+    apart = ["--redirects", "1", "--log-dir", str(tmp_path / "logs")]  # one file a rank, since their lines would mix
+    done = subprocess.run(
+        [*torchrun, *apart, str(script)], cwd=ROOT, env=env, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
-    losses: dict[str, list[str]] = {}
-    for line in done.stdout.splitlines():
-        worker, _, loss = line.partition(" ")
-        losses.setdefault(worker, []).append(loss)
-    assert sorted(losses) == ["a-0", "a-1", "b-0", "b-1"]
-    assert len(losses["a-0"]) == 3
-    assert all(one == losses["a-0"] for one in losses.values())
+    printed = [path.read_text().split() for path in sorted(tmp_path.rglob("stdout.log"))]
+    assert [words[0] for words in printed] == ["a-0", "b-0", "a-1", "b-1"]
+    losses = [words[1::2] for words in printed]
+    assert len(losses[0]) == 3
+    assert all(one == losses[0] for one in losses)

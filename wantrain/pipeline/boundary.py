@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from wantrain.codecs.codec import Codec
@@ -98,9 +99,11 @@ class Outbox:
 class Inbox:
     """Receives and decodes what a neighbour sends; every receive is posted ahead of need."""
 
-    def __init__(self, channel: Channel, codec: Codec, recorder: Recorder, timeout_s: float) -> None:
+    def __init__(
+        self, channel: Channel, codec: Codec, recorder: Recorder, timeout_s: float, device: torch.device | str = "cpu"
+    ) -> None:
         self._channel, self._codec, self._recorder = channel, codec, recorder
-        self._timeout_s = timeout_s
+        self._timeout_s, self._device = timeout_s, device
         self._arrived: dict[int, Tensor] = {}
         self._changed = threading.Condition()
         self._worker = _Worker(f"inbox from {channel.peer}", self._receive_and_decode)
@@ -114,7 +117,7 @@ class Inbox:
         try:
             payload = self._channel.recv(self._timeout_s, awaited.format(item.microbatch))
             with self._recorder.span("decode", item.microbatch, self._channel.peer):
-                tensor = self._codec.decode(payload, item.sample_ids)
+                tensor = self._codec.decode(payload, item.sample_ids, self._device)
         except WantrainError as error:
             with self._changed:
                 self._worker.error = error

@@ -15,6 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
+import torch
+
 from wantrain.codecs.codec import make_codec
 from wantrain.comm.allreduce import Reducer
 from wantrain.comm.channel import Channel
@@ -80,8 +82,9 @@ class Connections:
         open_channel: OpenChannel,
         lines: Sequence[Line],
         timeout_s: float,
+        device: torch.device | str = "cpu",
     ) -> None:
-        """Open `lines`, all at once, and set up what works over them."""
+        """Open `lines`, all at once, and set up what works over them; activations arrive on `device`."""
         logs = {line: SendLog(recorder, line.peer) for line in lines}
         with ThreadPoolExecutor(max(1, len(lines))) as pool:
             opened = pool.map(open_channel, lines, logs.values())
@@ -96,7 +99,7 @@ class Connections:
             chosen = plan.boundaries[boundary]
             codecs = {"forward": chosen.forward_codec, "backward": chosen.backward_codec}
             outbox = Outbox(channels[line], make_codec(codecs[sends]), recorder, logs[line])
-            inbox = Inbox(channels[line], make_codec(codecs[receives]), recorder, timeout_s)
+            inbox = Inbox(channels[line], make_codec(codecs[receives]), recorder, timeout_s, device)
             self._outboxes.append(outbox)
             self._inboxes.append(inbox)
             return Neighbour(inbox, outbox)
@@ -108,7 +111,14 @@ class Connections:
 
     @classmethod
     def open(
-        cls, plan: Plan, membership: Membership, recorder: Recorder, timeout_s: float, *, is_tied: bool = False
+        cls,
+        plan: Plan,
+        membership: Membership,
+        recorder: Recorder,
+        timeout_s: float,
+        *,
+        is_tied: bool = False,
+        device: torch.device | str = "cpu",
     ) -> Connections:
         """Connect to all that this rank works with; raise ChannelError where one doesn't come."""
         rank = membership.rank
@@ -119,7 +129,7 @@ class Connections:
                 line.name, line.peer_rank, line.peer, line.transport, sender, line.priority, timeout_s, log
             )
 
-        return cls(plan, rank, recorder, open_line, lines_of(plan, rank, is_tied), timeout_s)
+        return cls(plan, rank, recorder, open_line, lines_of(plan, rank, is_tied), timeout_s, device)
 
     def _reducer(self, kind: str, plan: Plan, rank: int, timeout_s: float) -> Reducer | None:
         """Return the reducer over this rank's channels of a kind; members are numbered by rank."""

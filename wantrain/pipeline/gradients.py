@@ -19,7 +19,10 @@ from wantrain.comm.allreduce import Handle, Reducer
 
 
 class GradientBuckets:
-    """Flat fp32 storage for the gradients of `parameters`, reduced over a data group bucket by bucket."""
+    """Flat fp32 storage for the gradients of `parameters`, reduced over a data group bucket by bucket.
+
+    On a device that is not the CPU a bucket is reduced in a copy in host memory.
+    """
 
     def __init__(self, parameters: Sequence[nn.Parameter], bucket_bytes: int, reducer: Reducer | None = None) -> None:
         """Lay out buckets of at most `bucket_bytes` (at least one parameter each); no reducer: nothing to share."""
@@ -28,6 +31,7 @@ class GradientBuckets:
         self._missing: list[int] = []
         self._counts: list[int] = []
         self._handles: list[Handle] = []
+        self._staged: list[Tensor] = []
         self._num_submitted = 0
         self._is_armed = False
         for members in _grouped(list(reversed(parameters)), bucket_bytes):
@@ -42,6 +46,7 @@ class GradientBuckets:
             offset += _padded(parameter)
             self._watch(parameter, index)
         self._buckets.append(flat)
+        self._staged.append(flat if flat.device.type == "cpu" else torch.empty_like(flat, device="cpu"))
         self._counts.append(len(members))
 
     @property
@@ -78,7 +83,10 @@ class GradientBuckets:
     def _submit_next(self) -> None:
         """Hand in the next bucket; always in the same order, since all members must agree on it."""
         assert self._reducer is not None
-        self._handles.append(self._reducer.submit(self._buckets[self._num_submitted]))
+        bucket, staged = self._buckets[self._num_submitted], self._staged[self._num_submitted]
+        if staged is not bucket:
+            staged.copy_(bucket)
+        self._handles.append(self._reducer.submit(staged))
         self._num_submitted += 1
 
     def finish(self, timeout_s: float) -> None:
@@ -87,8 +95,10 @@ class GradientBuckets:
             return
         while self._num_submitted < len(self._buckets):
             self._submit_next()
-        for handle in self._handles:
+        for handle, bucket, staged in zip(self._handles, self._buckets, self._staged, strict=True):
             handle.wait(timeout_s)
+            if staged is not bucket:
+                bucket.copy_(staged)
         self._handles = []
 
 

@@ -122,7 +122,7 @@ def _begin_run_directory(run_directory: RunDirectory, job: Job, is_resumed: bool
 def _session(job: Job, worker: str, dilation: float) -> Iterator[Trainer]:
     """Join the job, and leave it together with the others if all went well."""
     config, training = job.config, job.config.training
-    device = torch.device(job.topology.worker(worker).device)
+    device = _device(job.topology, worker)
     trainer = Trainer(
         lambda first, end: gpt.build_layers(config.model, first, end, training.seed),
         job.plan,
@@ -133,11 +133,24 @@ def _session(job: Job, worker: str, dilation: float) -> Iterator[Trainer]:
         autocast=partial(_autocast, training, device),
         tied=gpt.tied_parameters,
         before_forward=lambda layers, step, samples: gpt.set_dropout_keys(layers, training.seed, step, samples),
+        device=device,
         timeout_s=config.parallel.timeout_s,
         dilation=dilation,
     )
     yield trainer
     trainer.close()
+
+
+def _device(topology: Topology, worker: str) -> torch.device:
+    """Return the worker's device; raise ConfigError where this machine hasn't got it."""
+    given = topology.worker(worker).device
+    try:
+        device = torch.device(given)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as caught:
+        reason = str(caught).splitlines()[0].split(". ")[0]
+        raise ConfigError(f"worker '{worker}' can't use device '{given}' ({reason}); change the topology") from None
+    return device
 
 
 def _autocast(training: TrainingConfig, device: torch.device) -> AbstractContextManager[object]:

@@ -61,6 +61,7 @@ class Trainer:
         autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
         tied: Callable[[Sequence[nn.Module]], Sequence[nn.Parameter]] = lambda _: (),
         before_forward: Callable[[Sequence[nn.Module], int, Sequence[int]], None] = lambda *_: None,
+        device: torch.device | str = "cpu",
         timeout_s: float = 120.0,
         dilation: float = 1.0,
         membership: Membership | None = None,
@@ -72,7 +73,7 @@ class Trainer:
         `before_forward` is given the layers, the step and the samples of the next forward (dropout needs them).
         Raises PlanError where plan and job don't fit, ChannelError where a peer doesn't come.
         """
-        self.plan, self.clip_norm, self.timeout_s = plan, clip_norm, timeout_s
+        self.plan, self.clip_norm, self.timeout_s, self._device = plan, clip_norm, timeout_s, device
         self.membership = membership or join(plan.world_size, plan.rank_of(worker), timeout_s, plan.workers)
         self.rank = self.membership.rank
         self.stage_index, self.replica = plan.stage_of(self.rank), plan.replica_of(self.rank)
@@ -82,8 +83,10 @@ class Trainer:
         )
         self.layers = dict(zip(range(span.first_layer, span.end_layer), own, strict=True))
         self.recorder = Recorder(self.rank, dilation)
-        self.connections = Connections.open(plan, self.membership, self.recorder, timeout_s, is_tied=bool(tied(own)))
-        self._modules = nn.ModuleList(own)
+        self.connections = Connections.open(
+            plan, self.membership, self.recorder, timeout_s, is_tied=bool(tied(own)), device=device
+        )
+        self._modules = nn.ModuleList(own).to(device)
         self.parameters = list(self._modules.parameters())
         self.stop_requested = False
         self.step_number = 0
@@ -177,8 +180,8 @@ class Trainer:
         return [
             Microbatch(
                 batch.sample_ids[at : at + size],
-                inputs=batch.inputs[at : at + size] if self.stage_index == 0 else None,
-                targets=batch.targets[at : at + size] if self.is_last_stage else None,
+                inputs=batch.inputs[at : at + size].to(self._device) if self.stage_index == 0 else None,
+                targets=batch.targets[at : at + size].to(self._device) if self.is_last_stage else None,
             )
             for at in starts
         ]
@@ -193,7 +196,8 @@ class Trainer:
         for buckets in self._buckets:
             buckets.finish(self.timeout_s)
         if self._shared is not None and self.connections.tied_reducer is not None:
-            self.connections.tied_reducer.submit(self._buckets[1].flat(0)).wait(self.timeout_s)
+            flat = self._buckets[1].flat(0)
+            flat.copy_(self.connections.tied_reducer.submit(flat.cpu()).wait(self.timeout_s))
         self.recorder.add("reduce", start_s, time.monotonic())
 
     def _agree_and_update(self) -> None:

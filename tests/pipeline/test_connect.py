@@ -1,0 +1,27 @@
+from tests.jobs import small_plan
+from wantrain.comm.sender import PIPELINE_PRIORITY, REDUCE_PRIORITY
+from wantrain.pipeline.connect import lines_of
+
+
+def test_both_ends_of_every_line_agree_on_its_name_and_transport() -> None:
+    plan = small_plan(3, 2)
+    ends = [(rank, line) for rank in range(plan.world_size) for line in lines_of(plan, rank, is_tied=True)]
+    for rank, line in ends:
+        (other,) = [one for at, one in ends if at == line.peer_rank and one.name == line.name]
+        assert other.peer_rank == rank
+        assert other.transport == line.transport
+        assert line.peer == plan.workers[line.peer_rank]
+
+
+def test_a_rank_has_its_neighbours_its_replicas_and_the_other_end() -> None:
+    plan = small_plan(3, 2)
+    kinds = {rank: [(line.kind, line.peer_rank) for line in lines_of(plan, rank, is_tied=True)] for rank in range(3)}
+    assert kinds[0] == [("pipeline", 1), ("data", 3), ("tied", 2)]
+    assert kinds[1] == [("pipeline", 0), ("pipeline", 2), ("data", 4)]
+    assert kinds[2] == [("pipeline", 1), ("data", 5), ("tied", 0)]
+
+
+def test_gradients_go_after_activations() -> None:
+    priorities = {line.kind: line.priority for line in lines_of(small_plan(2, 2), 0)}
+    assert priorities == {"pipeline": PIPELINE_PRIORITY, "data": REDUCE_PRIORITY}
+    assert PIPELINE_PRIORITY < REDUCE_PRIORITY

@@ -1,0 +1,72 @@
+import time
+
+import torch
+from torch import Tensor, nn
+
+from wantrain.pipeline.stage import DilatedStage, EmulatedStage, TorchStage
+
+
+def mean_loss(output: Tensor, targets: Tensor) -> Tensor:
+    return ((output - targets) ** 2).mean()
+
+
+def test_two_stages_give_the_gradients_of_the_whole() -> None:
+    torch.manual_seed(0)
+    first, second = nn.Linear(3, 4), nn.Linear(4, 2)
+    inputs, targets = torch.randn(5, 3), torch.randn(5, 2)
+    front, back = TorchStage([first]), TorchStage([second], loss=mean_loss, loss_scale=0.5)
+    hidden = front.forward(0, inputs, None)
+    loss = back.forward(0, hidden, targets)
+    front.backward(0, back.backward(0, None))
+    got = [p.grad for p in (*front.parameters(), *back.parameters())]
+    expected = torch.autograd.grad(
+        0.5 * mean_loss(second(first(inputs)), targets), [*first.parameters(), *second.parameters()]
+    )
+    assert not loss.requires_grad
+    for a, b in zip(got, expected, strict=True):
+        assert a is not None
+        torch.testing.assert_close(a, b)
+
+
+def test_microbatches_in_flight_do_not_mix() -> None:
+    stage = TorchStage([nn.Linear(2, 2, bias=False)])
+    one, two = torch.ones(1, 2), torch.full((1, 2), 5.0)
+    stage.forward(0, one, None)
+    stage.forward(1, two, None)
+    stage.backward(1, torch.ones(1, 2))
+    grad = next(stage.parameters()).grad
+    assert grad is not None
+    assert torch.equal(grad, torch.full((2, 2), 5.0))
+    stage.backward(0, torch.ones(1, 2))
+    assert torch.equal(grad, torch.full((2, 2), 6.0))
+
+
+def test_evaluation_keeps_nothing_and_is_not_scaled() -> None:
+    stage = TorchStage([nn.Identity()], loss=mean_loss, loss_scale=0.1)
+    loss = stage.evaluate(torch.zeros(4), torch.full((4,), 2.0))
+    assert loss.item() == 4.0
+    assert not stage._held
+
+
+def test_an_emulated_stage_takes_its_time_and_changes_its_contents() -> None:
+    stage = EmulatedStage(0.03, 0.05, (1, 4, 8), (1, 4, 8))
+    began = time.monotonic()
+    outputs = [stage.forward(m, torch.zeros(1), None) for m in range(2)]
+    grad = stage.backward(0, outputs[0])
+    assert 0.11 <= time.monotonic() - began < 0.3
+    assert grad is not None
+    assert outputs[0].shape == grad.shape == (1, 4, 8)
+    assert not torch.equal(outputs[0], outputs[1])
+
+
+def test_the_first_emulated_stage_gives_no_gradient_and_the_last_a_loss() -> None:
+    stage = EmulatedStage(0.0, 0.0, (1, 2), ())
+    assert stage.backward(0, None) is None
+    assert stage.forward(0, torch.zeros(1), torch.zeros(1)).shape == ()
+
+
+def test_dilation_slows_a_stage_by_its_factor() -> None:
+    stage = DilatedStage(EmulatedStage(0.02, 0.02, (1,), (1,)), 3)
+    began = time.monotonic()
+    stage.forward(0, torch.zeros(1), None)
+    assert 0.06 <= time.monotonic() - began < 0.2

@@ -94,6 +94,6 @@ def test_a_failing_command_is_named_with_what_it_said() -> None:
 
 
 def test_a_missing_program_names_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr("shutil.which", lambda *_, **__: None)
     with pytest.raises(EmulationError, match="'tc' is missing; install the package iproute2"):
         run_commands([Command(("tc", "-n", "w", "qdisc"))])

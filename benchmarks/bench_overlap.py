@@ -141,14 +141,14 @@ def work(args: argparse.Namespace) -> None:
                 name, rank, args.stages, args.microbatches, SHAPE, FORWARD_S * d, BACKWARD_S * d
             ).step
     timings: dict[str, list[float]] = {name: [] for name in args.systems.split(",")}
-    for repeat in range(args.repeats + 1):
+    for repeat in range(args.warmups + args.repeats):
         for name, values in timings.items():
             dist.barrier()
             began = time.monotonic()
             steps[name]()
             dist.barrier()
             seconds = (time.monotonic() - began) / args.dilation
-            if repeat:
+            if repeat >= args.warmups:
                 values.append(seconds)
             if rank == 0:
                 print(
@@ -170,13 +170,13 @@ def measure(rate: str, dilation: float, systems: str, args: argparse.Namespace) 
         sys.executable, "-m", "wantrain", "emulate", file.name, "--dilation", str(dilation), "--",
         sys.executable, str(Path(__file__).resolve()), "--work", "--topology", file.name, "--dilation", str(dilation),
         "--systems", systems, "--stages", str(args.stages), "--microbatches", str(args.microbatches),
-        "--repeats", str(args.repeats),
+        "--repeats", str(args.repeats), "--warmups", str(args.warmups),
     ]  # fmt: skip
     try:
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     finally:
         os.unlink(file.name)
-    printed = next(line for line in done.stdout.splitlines() if '"wantrain": [' in line)
+    printed = next(line for line in done.stdout.splitlines() if "| {" in line and '": [' in line)
     timings: dict[str, list[float]] = json.loads(printed[printed.index("{") :])
     return timings
 
@@ -189,6 +189,7 @@ def main() -> None:
     parser.add_argument("--stages", type=int, default=8)
     parser.add_argument("--microbatches", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--warmups", type=int, default=1)
     parser.add_argument("--smoke", action="store_true", help="keep no result")
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--topology", help=argparse.SUPPRESS)

@@ -38,8 +38,8 @@ CONNECTION_BYTES_PER_ROUND_TRIP = 2.0e6
 CHUNK_BYTES = 512 * 1024
 """Greatest chunk. Measured on localhost: below 256 KiB a chunk's fixed cost (two thread wake-ups) shows."""
 
-_CHUNK_S = 0.01
-"""Chosen: a chunk takes about 10 ms of its link, so that nothing small waits long behind one."""
+_CHUNK_S = 0.04
+"""Chosen: a chunk takes about 40 ms of its link, so that nothing small waits long behind one."""
 
 _MIN_CHUNK_BYTES = 64 * 1024
 

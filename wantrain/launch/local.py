@@ -14,7 +14,9 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -25,7 +27,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from wantrain.config import RunConfig
-from wantrain.errors import ConfigError, EmulationError, RunError
+from wantrain.errors import ConfigError, EmulationError, RunError, UserError, WantrainError
 from wantrain.fact import write_text
 from wantrain.launch.progress import Progress
 from wantrain.launch.torchrun import MASTER_PORT, single_host_argv, train_argv, with_this_python, worker_argv
@@ -43,6 +45,12 @@ from wantrain.training.job import load_config, open_data, profile_of, resolve, w
 from wantrain.trigram import trigram_loss
 
 _POLL_S = 0.25
+_OTHERS_WITHIN_S = 5.0
+"""Chosen: torchrun looks at its worker ten times a second, and takes a second or two to say how it ended."""
+
+_TORCHRUN_EXIT = re.compile(r"rank\s+: (\d+) \(local_rank: \d+\)\s+exitcode\s+: (-?\d+)")
+"""How torchrun's own account of a failure names rank and exit status."""
+
 _END_WITHIN_S = 20.0
 """Chosen: a worker that was told to end and has not by then is killed."""
 
@@ -81,15 +89,10 @@ def prepare(args: argparse.Namespace) -> RunDirectory:
         if reason is not None:
             raise EmulationError(reason)
         machine_commands(job.topology, args.dilation)
-    _prepare_data(config)
+    open_data(config)  # turns the text into tokens once, before every worker would
     write_run_directory(run, job)
     run.stop.unlink(missing_ok=True)
     return run
-
-
-def _prepare_data(config: RunConfig) -> None:
-    """Turn the text into tokens once, before every worker would."""
-    open_data(config)
 
 
 def _watch(run: RunDirectory, args: argparse.Namespace) -> int:
@@ -129,6 +132,8 @@ def _sum_up(run: RunDirectory, config: RunConfig, plan: Plan, dilation: float) -
 def _measure(network: EmulatedNetwork, run: RunDirectory) -> None:
     """Hold the network against what was asked before anything depends on it."""
     check = check_network(network)
+    if not check.rates_are_right:  # a machine that was busy for a moment gets a second chance
+        check = check_network(network)
     links = [
         LinkMeasurement(**{name: getattr(link, name) for name in LinkMeasurement.model_fields}) for link in check.links
     ]
@@ -168,7 +173,9 @@ def _start(
     """Start torchrun with its output in a log; in a session of its own, so that Ctrl-C reaches only the launcher."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     full = with_this_python(argv)
-    with log.open("ab") as file:
+    if log.exists():  # an earlier launch's, kept under the time of its last line
+        log.rename(log.with_name(f"{log.stem}.{datetime.fromtimestamp(log.stat().st_mtime):%Y%m%d-%H%M%S}.log"))
+    with log.open("wb") as file:
         how: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": subprocess.STDOUT}
         how["start_new_session"] = True
         if network is None:
@@ -177,8 +184,6 @@ def _start(
 
 
 def _free_port() -> int:
-    import socket
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -201,7 +206,7 @@ def _follow(
             progress.update()
             if network is not None:
                 network.raise_if_broken()
-            _raise_if_failed(run, workers)
+            _raise_if_failed(run, plan, workers)
             if interrupts and not asked:
                 run.stop.touch()
                 progress.note("stopping after this step, with a checkpoint; Ctrl-C again ends at once")
@@ -210,7 +215,7 @@ def _follow(
                 raise KeyboardInterrupt
             time.sleep(_POLL_S)
         progress.update()
-    _raise_if_failed(run, workers)
+    _raise_if_failed(run, plan, workers)
     return asked
 
 
@@ -222,18 +227,32 @@ def _count_interrupts() -> list[int]:
     return seen
 
 
-def _raise_if_failed(run: RunDirectory, workers: Mapping[str, subprocess.Popen[bytes]]) -> None:
-    for name, worker in workers.items():
-        if worker.poll():
-            raise _failure(run, name, worker.returncode)
+def _raise_if_failed(run: RunDirectory, plan: Plan, workers: Mapping[str, subprocess.Popen[bytes]]) -> None:
+    """Raise the error of the worker that failed for a reason of its own, once one has ended badly."""
+    if not any(worker.poll() for worker in workers.values()):
+        return
+    deadline = time.monotonic() + _OTHERS_WITHIN_S  # who lost a peer often ends before the peer's own torchrun does
+    while any(worker.poll() is None for worker in workers.values()) and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+    ended = [name for name, worker in workers.items() if worker.poll()]
+    raise min((_failure(run, plan, name) for name in ended), key=lambda failure: failure[0])[1]
 
 
-def _failure(run: RunDirectory, name: str, status: int) -> RunError:
-    """Say what the worker that failed first said last."""
+def _failure(run: RunDirectory, plan: Plan, name: str) -> tuple[int, WantrainError]:
+    """Return a worker's error from its log, and how far it is from a cause: a kill, bad input, a lost peer."""
     log = run.logs / f"{name}.log"
-    said = [line for line in log.read_text(errors="replace").splitlines() if line.startswith("wantrain: ")]
-    reason = said[-1].removeprefix("wantrain: ") if said else f"exit status {status}"
-    return RunError(f"worker '{name}' failed: {reason} (its log: {log})")
+    text = log.read_text(errors="replace")
+    said = [line.removeprefix("wantrain: ") for line in text.splitlines() if line.startswith("wantrain: ")]
+    exits = [(int(status), int(rank)) for rank, status in _TORCHRUN_EXIT.findall(text)]
+    killed = [(-status, rank) for status, rank in exits if status < 0 and -status != signal.SIGTERM]
+    if killed:
+        number, rank = killed[0]
+        victim = name if name in plan.workers else plan.workers[rank]
+        return 0, RunError(f"worker '{victim}' was killed (signal {number}); go on with --resume (its log: {log})")
+    reason = said[0] if said else f"its log, {log}, says why"
+    if any(status == UserError.exit_status for status, _ in exits):
+        return 1, UserError(f"worker '{name}' ended: {reason}")
+    return 2, RunError(f"worker '{name}' failed: {reason}; go on with --resume (its log: {log})")
 
 
 def _end(workers: Iterable[subprocess.Popen[bytes]]) -> None:

@@ -99,6 +99,11 @@ class NetworkCheck:
         """Return plain values, as `--json` prints them."""
         return asdict(self)
 
+    @property
+    def rates_are_right(self) -> bool:
+        """Whether every rate is within 5 %."""
+        return all(one.rate_is_right for one in (*self.links, *self.uplinks))
+
     def raise_if_rate_is_wrong(self) -> None:
         """Raise EmulationError for the worst rate that is not as asked, with the one that this machine can reach."""
         wrong: list[tuple[str, LinkCheck | UplinkCheck]] = []

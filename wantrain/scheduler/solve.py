@@ -7,8 +7,9 @@ the topology's order, in two ways: neighbours in the list form a pipeline, or ne
     pipelines:  replica 0 = a → b, replica 1 = c → d        good where gradients are the larger burden for far links
     stages:     replica 0 = a → c, replica 1 = b → d        good where activations are
 
-Both are played by the simulator at several depths, and the fastest that fits into memory is the plan; among depths
-that are equally fast within 1 % the one that needs the least memory.
+Both are played by the simulator at several depths, and the fastest that fits into memory is the plan. Among depths
+that are equally fast within 1 % it is the one that needs the least memory, or the deepest where a link is the
+bottleneck.
 """
 
 from __future__ import annotations
@@ -203,14 +204,17 @@ def _under_way_bytes(topology: Topology, placed: Sequence[Sequence[str]]) -> dic
 
 
 def _best(candidates: Sequence[Plan], topology: Topology) -> Plan:
-    """Return the fastest plan within memory, the leanest of those that are as fast."""
+    """Return the fastest plan within memory; of those that are as fast the leanest, or the deepest if a link is the
+    bottleneck: a real link is not as steady as the simulator's, and what is in flight makes up for it."""
     fitting = [plan for plan in candidates if _shortage(plan, topology) is None]
     if not fitting:
         raise PlanError(_shortage(candidates[0], topology) or "no plan fits")
     step_s = {id(plan): plan.prediction.step_s for plan in fitting if plan.prediction}
     fastest = min(step_s.values())
     same = [plan for plan in fitting if step_s[id(plan)] <= fastest * SAME_WITHIN]
-    return min(same, key=lambda plan: max(plan.prediction.memory_bytes.values()) if plan.prediction else 0)
+    by_memory = sorted(same, key=lambda plan: max(plan.prediction.memory_bytes.values()) if plan.prediction else 0)
+    is_bound_by_a_link = all(plan.prediction and plan.prediction.bottleneck.startswith("link") for plan in same)
+    return by_memory[-1] if is_bound_by_a_link else by_memory[0]
 
 
 def _shortage(plan: Plan, topology: Topology) -> str | None:

@@ -34,6 +34,9 @@ from wantrain.training.job import Job, load_config, open_data, resolve, write_ru
 from wantrain.training.metrics import MetricsWriter
 from wantrain.training.trainer import Batch, StepResult, Trainer
 
+_SECOND_REQUEST_S = 3.0
+"""Chosen: in a terminal Ctrl-C reaches the worker and torchrun, which at once sends it on; only a later one is another."""
+
 _M_MMAP_THRESHOLD = -3
 _MMAP_THRESHOLD_BYTES = 1 << 20
 """Chosen: below it lie small tensors, for which a system call each would cost time."""
@@ -171,18 +174,20 @@ class _StopRequests:
 
     def __init__(self, run_directory: RunDirectory, rank: int) -> None:
         self._file = run_directory.stop if rank == 0 else None
-        self._is_signalled = False
+        self._signalled_at_s: float | None = None
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._note)
 
     def _note(self, number: int, _frame: object) -> None:
-        if self._is_signalled:
+        now_s = time.monotonic()
+        if self._signalled_at_s is None:
+            self._signalled_at_s = now_s
+        elif now_s - self._signalled_at_s > _SECOND_REQUEST_S:
             raise KeyboardInterrupt
-        self._is_signalled = True
 
     def __call__(self) -> bool:
         """Say whether this rank was asked to stop."""
-        return self._is_signalled or (self._file is not None and self._file.exists())
+        return self._signalled_at_s is not None or (self._file is not None and self._file.exists())
 
 
 def train(
@@ -312,5 +317,6 @@ def resume(trainer: Trainer, checkpoints: CheckpointFolder) -> int:
 
 
 def _say(trainer: Trainer, text: str) -> None:
+    """Print on rank 0; only errors begin with the program's name."""
     if trainer.rank == 0:
-        print(f"wantrain: {text}", file=sys.stderr, flush=True)
+        print(text, file=sys.stderr, flush=True)

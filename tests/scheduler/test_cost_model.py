@@ -1,0 +1,59 @@
+import pytest
+
+from tests.jobs import change, flat_topology, small_plan
+from wantrain.model_config import ModelConfig
+from wantrain.profile import gpt_profile
+from wantrain.scheduler.cost_model import boundary_bytes, bucket_sizes, make_workload, memory_bytes, predict
+
+MODEL = ModelConfig(num_layers=4, hidden=64, num_heads=4, seq_len=32)
+PROFILE = gpt_profile(MODEL, 2)
+
+
+def plan_of(stages: int, replicas: int, **choices: object):  # type: ignore[no-untyped-def]
+    return small_plan(stages, replicas, model=MODEL, microbatch_size=2, **choices)
+
+
+def test_a_boundary_carries_the_activation_of_its_codec() -> None:
+    forward, backward = boundary_bytes(plan_of(2, 1), PROFILE, 0)
+    assert forward == backward == 64 + 2 * 32 * 64 * 4
+    halved, _ = boundary_bytes(plan_of(2, 1, forward_codec="raw:bf16"), PROFILE, 0)
+    assert halved == 64 + 2 * 32 * 64 * 2
+
+
+def test_buckets_cover_the_stages_parameters() -> None:
+    plan = plan_of(2, 2, bucket_bytes=10_000)
+    sizes = bucket_sizes(plan, PROFILE, 0)
+    span = plan.stages[0]
+    assert sum(sizes) == 64 + sum(layer.parameter_bytes for layer in PROFILE.layers[span.first_layer : span.end_layer])
+    assert max(sizes) == 10_000
+
+
+def test_seconds_follow_the_workers_own_speed() -> None:
+    plan, topology = plan_of(2, 1), flat_topology(2)
+    fast = topology.workers[0].model_copy(update={"flops_per_s": 2 * topology.workers[0].flops_per_s})
+    before = make_workload(plan, topology, PROFILE)
+    after = make_workload(plan, topology.model_copy(update={"workers": (fast, topology.workers[1])}), PROFILE)
+    first = plan.rank_of("w-0")
+    assert after.forward_s[first] == pytest.approx(before.forward_s[first] / 2)
+    assert after.forward_s[1 - first] == before.forward_s[1 - first]
+
+
+def test_every_microbatch_in_flight_costs_its_activations_and_its_payloads() -> None:
+    plan = plan_of(2, 1)
+    deep = change(plan, stages=[stage.model_dump() | {"max_in_flight": 4} for stage in plan.stages])
+    stored = [sum(layer.stored_bytes for layer in PROFILE.layers[s.first_layer : s.end_layer]) for s in plan.stages]
+    more = 4 - plan.stages[0].max_in_flight
+    payloads = sum(boundary_bytes(plan, PROFILE, 0))
+    got = memory_bytes(deep, PROFILE, 0) - memory_bytes(plan, PROFILE, 0)
+    assert got == more * (stored[0] + payloads)
+
+
+def test_the_parts_of_a_step_add_up_and_the_bottleneck_is_named() -> None:
+    plan = plan_of(2, 1)
+    slow, _ = predict(plan, flat_topology(2, "1 Mbit/s"), PROFILE)
+    fast, timeline = predict(plan, flat_topology(2, "100 Gbit/s", "0 ms"), PROFILE)
+    assert slow.bottleneck.startswith("link w-")
+    assert fast.bottleneck.startswith("compute of w-")
+    assert fast.step_s == timeline.span_s
+    assert slow.exposed_communication_s > slow.compute_s
+    assert fast.exposed_communication_s < 0.1 * fast.step_s

@@ -1,0 +1,56 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wantrain.config import RunConfig
+from wantrain.errors import ConfigError
+from wantrain.resources import configs_folder, shipped
+
+SMALL: dict[str, Any] = {
+    "model": {"num_layers": 2, "hidden": 32, "num_heads": 2, "seq_len": 16},
+    "training": {"steps": 3, "batch_size": 4},
+}
+
+
+def parse(**changes: Any) -> RunConfig:
+    return RunConfig.parse(SMALL | changes, ConfigError, "run.toml")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"training": {"steps": 3, "batch_size": 4, "learning_rat": 1}}, "unknown key 'training.learning_rat' .did you mean 'learning_rate'"),
+        ({"training": {"steps": 0, "batch_size": 4}}, "training.steps: input should be greater than or equal to 1"),
+        ({"training": {"steps": 3}}, "missing key 'training.batch_size'"),
+        ({"training": {"steps": 3, "batch_size": 4, "num_lanes": 3}}, "batch_size must be a multiple of num_lanes"),
+        ({"parallel": {"num_replicas": 2}}, "2 replicas need a lane each"),
+        ({"parallel": {"schedule": "zigzag"}}, "parallel.schedule"),
+        ({"modle": {}}, "did you mean 'model'"),
+    ],
+)  # fmt: skip
+def test_a_bad_run_file_is_one_line(changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason) as caught:
+        parse(**changes)
+    assert str(caught.value).startswith("run.toml: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_file_is_found_beside_the_run_file_and_its_keys_can_be_overridden(tmp_path: Path) -> None:
+    (tmp_path / "m.toml").write_text("num_layers = 2\nhidden = 32\nnum_heads = 2\nseq_len = 16\n")
+    run = tmp_path / "run.toml"
+    run.write_text('[model]\nfile = "m.toml"\nseq_len = 8\n[training]\nsteps = 1\nbatch_size = 1\n')
+    model = RunConfig.load(run).model
+    assert (model.hidden, model.seq_len) == (32, 8)
+
+
+def test_the_resolved_form_reads_back(tmp_path: Path) -> None:
+    config = parse()
+    (tmp_path / "config.json").write_text(config.model_dump_json())
+    assert RunConfig.load(tmp_path / "config.json") == config
+
+
+@pytest.mark.parametrize("name", shipped("runs"))
+def test_shipped_run_files_load(name: str) -> None:
+    config = RunConfig.load(configs_folder() / "runs" / f"{name}.toml")
+    assert config.name == name

@@ -20,13 +20,13 @@ def parse(**changes: Any) -> RunConfig:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"training": {"steps": 3, "batch_size": 4, "learning_rat": 1}}, "unknown key 'training.learning_rat' .did you mean 'learning_rate'"),
+        ({"training": {"steps": 3, "batch_size": 4, "sead": 1}}, r"unknown key 'training.sead' \(did you mean 'seed'"),
         ({"training": {"steps": 0, "batch_size": 4}}, "training.steps: input should be greater than or equal to 1"),
         ({"training": {"steps": 3}}, "missing key 'training.batch_size'"),
         ({"training": {"steps": 3, "batch_size": 4, "num_lanes": 3}}, "batch_size must be a multiple of num_lanes"),
         ({"parallel": {"num_replicas": 2}}, "2 replicas need a lane each"),
         ({"parallel": {"schedule": "zigzag"}}, "parallel.schedule"),
-        ({"modle": {}}, "did you mean 'model'"),
+        ({"models": {}}, "did you mean 'model'"),
     ],
 )  # fmt: skip
 def test_a_bad_run_file_is_one_line(changes: dict[str, Any], reason: str) -> None:

@@ -30,7 +30,7 @@ def test_actions_follow_each_replicas_own_microbatches() -> None:
 
 
 def test_an_unknown_worker_is_named_with_the_known_ones() -> None:
-    with pytest.raises(PlanError, match="the plan has no worker 'x' .it has w-0"):
+    with pytest.raises(PlanError, match=r"the plan has no worker 'x' \(it has w-0"):
         small_plan(2, 1).rank_of("x")
 
 
@@ -44,7 +44,7 @@ def test_an_unknown_worker_is_named_with_the_known_ones() -> None:
         ({"batch_size": 16}, "replica 0 draws 8 samples a step, which 4 microbatches of 1 don't hold"),
         ({"boundaries": []}, r"2 stages have 1 boundaries \(got 0\)"),
         ({"boundaries": [{"transports": [{}]}]}, "transports are one per replica"),
-        ({"schedul": "1f1b"}, r"unknown key 'schedul' \(did you mean 'schedule'\?\)"),
+        ({"schedules": "1f1b"}, r"unknown key 'schedules' \(did you mean 'schedule'\?\)"),
     ],
 )
 def test_a_plan_that_contradicts_itself_is_refused(values: dict[str, Any], reason: str) -> None:

@@ -7,7 +7,9 @@ from wantrain.plan import Plan
 
 
 def wantrain(*argv: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "wantrain", *argv], capture_output=True, text=True, cwd=cwd, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "wantrain", *argv], capture_output=True, text=True, cwd=cwd, check=False
+    )
 
 
 def test_plan_prints_writes_and_names_the_command_of_each_host(tmp_path: Path) -> None:

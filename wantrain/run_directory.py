@@ -9,6 +9,7 @@ metrics/rank-0.jsonl one line per step and rank (StepRecord), and one per valida
 timelines/rank-0.jsonl  events of some steps, one line per recorded step
 logs/NAME.log        what each worker printed
 checkpoints/step-00000100/
+notes.txt            what the run has to tell: resumed from where, what was passed over
 stop                 made by whoever wants the run to end after the step at hand
 summary.json         final figures (written by rank 0 at the end)
 report.html
@@ -100,6 +101,11 @@ class RunDirectory:
     @property
     def network(self) -> Path:
         return self.path / "network.json"
+
+    @property
+    def notes(self) -> Path:
+        """What the run has to tell the user, a line each: resumed from where, stopped why."""
+        return self.path / "notes.txt"
 
     @property
     def stop(self) -> Path:

@@ -13,7 +13,7 @@ or enters it (a home line, an instance's network card, a lab's exit).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -166,6 +166,13 @@ class Topology(Fact):
     @cached_property
     def _by_name(self) -> dict[str, Worker]:
         return {worker.name: worker for worker in self.workers}
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a copy with some values replaced; what was looked up before is looked up anew."""
+        copy = super().model_copy(update=update, deep=deep)
+        for cached in ("_by_ends", "_by_name"):
+            copy.__dict__.pop(cached, None)
+        return copy
 
     def _find(self, a: Worker, b: Worker) -> Link | None:
         for ends in ((a.name, b.name), (a.name, b.site), (a.site, b.name), (a.site, b.site)):

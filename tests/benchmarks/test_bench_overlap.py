@@ -3,9 +3,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from bench_overlap import bound_s, topology_text
 from harness import append_result, read_results, spread
-
 from wantrain.errors import TopologyError
 from wantrain.topology import Topology
 

@@ -16,12 +16,12 @@ def test_both_ends_of_every_line_agree_on_its_name_and_transport() -> None:
 def test_a_rank_has_its_neighbours_its_replicas_and_the_other_end() -> None:
     plan = small_plan(3, 2)
     kinds = {rank: [(line.kind, line.peer_rank) for line in lines_of(plan, rank, is_tied=True)] for rank in range(3)}
-    assert kinds[0] == [("pipeline", 1), ("data", 3), ("tied", 2)]
-    assert kinds[1] == [("pipeline", 0), ("pipeline", 2), ("data", 4)]
-    assert kinds[2] == [("pipeline", 1), ("data", 5), ("tied", 0)]
+    assert kinds[0] == [("forward", 1), ("backward", 1), ("data", 3), ("tied", 2)]
+    assert kinds[1] == [("forward", 0), ("forward", 2), ("backward", 0), ("backward", 2), ("data", 4)]
+    assert kinds[2] == [("forward", 1), ("backward", 1), ("data", 5), ("tied", 0)]
 
 
 def test_gradients_go_after_activations() -> None:
     priorities = {line.kind: line.priority for line in lines_of(small_plan(2, 2), 0)}
-    assert priorities == {"pipeline": PIPELINE_PRIORITY, "data": REDUCE_PRIORITY}
+    assert priorities == {"forward": PIPELINE_PRIORITY, "backward": PIPELINE_PRIORITY, "data": REDUCE_PRIORITY}
     assert PIPELINE_PRIORITY < REDUCE_PRIORITY

@@ -74,10 +74,10 @@ def test_a_bucket_leaves_when_its_last_gradient_is_in_and_not_before_the_last_ba
 
 
 def test_after_finish_every_member_holds_the_sum() -> None:
-    ends = loopback_pair("a", "b")
+    ends, models = loopback_pair("a", "b"), [make_layers(), make_layers()]
 
     def body(rank: int) -> list[torch.Tensor]:
-        layers = make_layers()
+        layers = models[rank]
         reducer = Reducer(rank, {1 - rank: ends[rank]}, TIMEOUT_S)
         buckets = GradientBuckets(list(layers.parameters()), 100, reducer)
         buckets.zero()

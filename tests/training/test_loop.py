@@ -97,7 +97,16 @@ def test_a_run_writes_metrics_validations_timelines_and_checkpoints(tmp_path: Pa
     assert up.raw_bytes == 4 * 16 * 32 * 4
     assert up.wire_bytes > up.raw_bytes
     assert data.wire_bytes > 0
-    assert data.busy_s >= data.wire_bytes / 125e6
+
+
+def test_an_emulated_link_is_busy_for_at_least_its_bytes_over_its_rate(tmp_path: Path) -> None:
+    config, run = make_config(tmp_path, steps=1), RunDirectory(tmp_path / "run")
+    plan = plan_of(config, 2, 1)
+    run.path.mkdir()
+    run.network.write_text("{}")
+    run_job(config, plan, run)
+    (sent,) = run.read_steps(0)[0].sent.values()
+    assert sent.busy_s >= sent.wire_bytes / 125e6
 
 
 def test_a_killed_run_goes_on_with_the_very_losses_it_would_have_had(tmp_path: Path) -> None:

@@ -104,15 +104,19 @@ class TorchMembership(Membership):
         """Leave the value in the store and take everyone's."""
         number = self._num_gathers
         self._num_gathers += 1
-        self.store.set(f"gather/{number}/{self.rank}", json.dumps(value))
-        keys = [f"gather/{number}/{rank}" for rank in range(self.world_size)]
-        for rank, key in enumerate(keys):
-            try:
+        values: list[Any] = []
+        try:
+            self.store.set(f"gather/{number}/{self.rank}", json.dumps(value))
+            while len(values) < self.world_size:
+                key = f"gather/{number}/{len(values)}"
                 self.store.wait([key], timedelta(seconds=timeout_s))
-            except RuntimeError:
-                who = self._names[rank]
-                raise ChannelError(f"{who} did not answer within {timeout_s:g} s; is it running?") from None
-        return [json.loads(self.store.get(key)) for key in keys]
+                values.append(json.loads(self.store.get(key)))
+        except RuntimeError as caught:
+            who = self._names[len(values)]
+            raise ChannelError(
+                f"{who} did not answer within {timeout_s:g} s ({reason(caught)}); is it running?"
+            ) from None
+        return values
 
     def open_channel(
         self, name: str, peer_rank: int, peer: str, transport: Transport, sender: Sender, priority: int,
@@ -147,7 +151,9 @@ class TorchMembership(Membership):
             raise _lost(self._names[rank], caught, awaited) from None
 
 
-def join(world_size: int, rank: int, timeout_s: float, names: Sequence[str] = ()) -> TorchMembership:
+def join(
+    world_size: int, rank: int, timeout_s: float, names: Sequence[str] = (), address: str | None = None
+) -> TorchMembership:
     """Meet the other processes of a job where torchrun's environment says; `world_size` and `rank` are the plan's.
 
     Raise PlanError where the plan is for another number of processes or two processes claim a rank, ConfigError where
@@ -164,7 +170,9 @@ def join(world_size: int, rank: int, timeout_s: float, names: Sequence[str] = ()
     store = _meet(timeout_s)
     if store.add(f"wantrain/joined/{rank}", 1) > 1:
         raise PlanError(f"two processes claim rank {rank} of the plan; give each its own --worker")
-    address = _address_towards(os.environ["MASTER_ADDR"]) if "GLOO_SOCKET_IFNAME" not in os.environ else None
+    if address is None and "GLOO_SOCKET_IFNAME" not in os.environ:
+        address = _address_towards(os.environ["MASTER_ADDR"])
+        _refuse_loopback(address, world_size)
     return TorchMembership(PrefixStore("wantrain", store), rank, world_size, address, timeout_s, names)
 
 
@@ -189,6 +197,16 @@ def _address_towards(host: str) -> str | None:
         except OSError:
             return None
         return str(probe.getsockname()[0])
+
+
+def _refuse_loopback(address: str | None, world_size: int) -> None:
+    """Raise ConfigError where other hosts could not reach this one: Debian gives a host's own name to 127.0.1.1."""
+    is_one_host = int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size))) == world_size
+    if address is not None and address.startswith("127.") and not is_one_host:
+        raise ConfigError(
+            f"MASTER_ADDR leads to {address}, where no other host reaches this one; give its outside address,"
+            " or the worker's in the topology, or set GLOO_SOCKET_IFNAME"
+        )
 
 
 def _connect(store: Store, rank: int, world_size: int, address: str | None, timeout_s: float) -> Group | None:

@@ -28,20 +28,28 @@ from typing import Any, NoReturn
 
 from wantrain.config import RunConfig
 from wantrain.errors import ConfigError, EmulationError, RunError, UserError, WantrainError
-from wantrain.fact import write_text
+from wantrain.fact import read_json, write_text
 from wantrain.launch.progress import Progress
 from wantrain.launch.torchrun import MASTER_PORT, single_host_argv, train_argv, with_this_python, worker_argv
 from wantrain.netem.check import check_network
 from wantrain.netem.commands import INTERFACE
 from wantrain.netem.emulate import EmulatedNetwork, machine_commands
-from wantrain.netem.sandbox import enter_sandbox, inside_sandbox, why_no_sandbox
+from wantrain.netem.sandbox import die_with_parent, enter_sandbox, inside_sandbox, why_no_sandbox
 from wantrain.plan import Plan
 from wantrain.report.page import write_report
 from wantrain.report.tables import print_network, print_plan, print_summary
 from wantrain.run_directory import LinkMeasurement, NetworkRecord, RunDirectory
 from wantrain.topology import Topology
 from wantrain.training.checkpoint import CheckpointFolder
-from wantrain.training.job import load_config, open_data, profile_of, resolve, write_run_directory, write_summary
+from wantrain.training.job import (
+    judged,
+    load_config,
+    open_data,
+    profile_of,
+    resolve,
+    write_run_directory,
+    write_summary,
+)
 from wantrain.trigram import trigram_loss
 
 _POLL_S = 0.25
@@ -115,6 +123,7 @@ def _watch(run: RunDirectory, args: argparse.Namespace) -> int:
 def _sum_up(run: RunDirectory, config: RunConfig, plan: Plan, dilation: float) -> None:
     """Write the run's figures, and the trigram model's loss on the very tokens that the model was judged on."""
     _, samples, held_out = open_data(config)
+    held_out = judged(held_out, plan)
     steps = run.read_steps(0)
     seconds = sum(record.step_s for record in steps)
     write_summary(
@@ -163,8 +172,10 @@ def _started(
                 argv = worker_argv(plan, name, network.address(plan.workers[0]), MASTER_PORT, train)
                 workers[name] = _start(argv, run.logs / f"{name}.log", network, name)
         yield workers
-    finally:
-        _end(workers.values())
+        _end(workers.values(), _END_WITHIN_S)
+    except BaseException:
+        _end(workers.values(), 0.0)  # their workers die with them
+        raise
 
 
 def _start(
@@ -179,7 +190,7 @@ def _start(
         how: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": subprocess.STDOUT}
         how["start_new_session"] = True
         if network is None:
-            return subprocess.Popen(full, env=environment, **how)
+            return subprocess.Popen(full, env=environment, preexec_fn=die_with_parent, **how)
         return network.popen(worker, full, env=environment | {"GLOO_SOCKET_IFNAME": INTERFACE}, **how)
 
 
@@ -200,10 +211,13 @@ def _follow(
 ) -> bool:
     """Show progress until all workers have ended; return whether the user interrupted. Raise RunError if one fails."""
     interrupts = _count_interrupts()
-    asked = False
+    asked, num_notes = False, len(_notes(run))
     with Progress(run, plan, config.training.steps, first_step) as progress:
         while any(worker.poll() is None for worker in workers.values()):
             progress.update()
+            for note in _notes(run)[num_notes:]:
+                progress.note(note)
+                num_notes += 1
             if network is not None:
                 network.raise_if_broken()
             _raise_if_failed(run, plan, workers)
@@ -216,7 +230,11 @@ def _follow(
             time.sleep(_POLL_S)
         progress.update()
     _raise_if_failed(run, plan, workers)
-    return asked
+    return bool(read_json(run.summary, ConfigError).get("interrupted"))
+
+
+def _notes(run: RunDirectory) -> list[str]:
+    return run.notes.read_text(encoding="utf-8").splitlines() if run.notes.exists() else []
 
 
 def _count_interrupts() -> list[int]:
@@ -255,12 +273,12 @@ def _failure(run: RunDirectory, plan: Plan, name: str) -> tuple[int, WantrainErr
     return 2, RunError(f"worker '{name}' failed: {reason}; go on with --resume (its log: {log})")
 
 
-def _end(workers: Iterable[subprocess.Popen[bytes]]) -> None:
+def _end(workers: Iterable[subprocess.Popen[bytes]], within_s: float) -> None:
     """End what still runs: ask, wait, kill."""
     running = [worker for worker in workers if worker.poll() is None]
     for worker in running:
         worker.terminate()
-    deadline = time.monotonic() + _END_WITHIN_S
+    deadline = time.monotonic() + within_s
     for worker in running:
         try:
             worker.wait(max(0.0, deadline - time.monotonic()))

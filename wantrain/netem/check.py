@@ -102,7 +102,7 @@ class NetworkCheck:
     @property
     def rates_are_right(self) -> bool:
         """Whether every rate is within 5 %."""
-        return all(one.rate_is_right for one in (*self.links, *self.uplinks))
+        return all(link.rate_is_right for link in self.links) and all(up.rate_is_right for up in self.uplinks)
 
     def raise_if_rate_is_wrong(self) -> None:
         """Raise EmulationError for the worst rate that is not as asked, with the one that this machine can reach."""

@@ -59,6 +59,9 @@ _LEAST_QUEUE_BYTES = 4 * 65536
 _BORROWED_RATE = "8kbit"
 """A child's own guarantee below an uplink: next to nothing, all else is borrowed."""
 
+_MOST_SEGMENT_BYTES = 65536
+"""Linux' own bound for a segment-to-be."""
+
 _RTO_MIN_S = 0.2
 """Linux' least retransmission time-out (TCP_RTO_MIN); it must grow with the dilation."""
 
@@ -169,11 +172,23 @@ class _Network:
         yield *ip, "link", "set", "dev", "lo", "up"
         if self._drops_packets(name):
             yield *ip, "link", "set", "dev", INTERFACE, "gso_max_segs", "1"  # else netem drops 64 kB at once
+        yield *ip, "link", "set", "dev", INTERFACE, "gso_max_size", f"{self._segment_bytes(name)}"
         yield *ip, "addr", "add", f"{self.addresses[name]}/16", "dev", INTERFACE
         yield *ip, "link", "set", "dev", INTERFACE, "up"
         if self.dilation > 1:
             rto_ms = math.ceil(_RTO_MIN_S * self.dilation * 1000)
             yield *ip, "route", "change", "10.77.0.0/16", "dev", INTERFACE, "rto_min", f"{rto_ms}ms"
+
+    def _segment_bytes(self, name: str) -> int:
+        """Return the largest piece that TCP hands down whole: a millisecond of the worker's line.
+
+        Pieces of 64 kB hold up what comes behind them, for 5 ms each at 100 Mbit/s; on a link that is busy both ways
+        these are the acknowledgements, and BBR then takes a short link for a long one.
+        """
+        uplink = self.topology.worker(name).uplink_bytes_per_s
+        rates = [self.topology.link(name, other).bandwidth_bytes_per_s for other in self.names if other != name]
+        rate = max(rates, default=0.0) if uplink is None else uplink
+        return min(_MOST_SEGMENT_BYTES, max(2 * FRAME_BYTES, round(rate * _BURST_S)))
 
     def _settings(self, name: str) -> str:
         """TCP as on a host set up for long links: room for four bandwidth-delay products, no idle restart."""

@@ -137,9 +137,14 @@ def _sysctl(name: str) -> str:
         return ""
 
 
+def die_with_parent() -> None:
+    """Have the kernel kill this process when the one that started it dies, however that happens."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
 def _be_pid_1(command: Sequence[str], alive: int, mask: set[int]) -> NoReturn:
     """Prepare the namespaces, run the command, reap whatever is orphaned; never return."""
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    die_with_parent()
     if select.select([alive], [], [], 0)[0]:  # the parent was killed before it could be watched
         os._exit(128 + signal.SIGKILL)
     status = 1

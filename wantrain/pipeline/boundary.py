@@ -21,7 +21,7 @@ from torch import Tensor
 
 from wantrain.codecs.codec import Codec
 from wantrain.comm.channel import Channel
-from wantrain.errors import ChannelError, WantrainError
+from wantrain.errors import RunError, WantrainError
 from wantrain.pipeline.recorder import Recorder
 
 
@@ -33,11 +33,12 @@ class Item(NamedTuple):
 
 
 class _Worker(threading.Thread):
-    """A thread that handles queued work in order and keeps the error that ended it."""
+    """A thread that handles queued work in order; the error that ends it is kept, and told to `on_error`."""
 
-    def __init__(self, name: str, handle: Callable[..., None]) -> None:
+    def __init__(self, name: str, handle: Callable[..., None], on_error: OnError) -> None:
         super().__init__(name=name, daemon=True)
         self._handle = handle
+        self._on_error = on_error
         self._work: queue.SimpleQueue[tuple[object, ...] | None] = queue.SimpleQueue()
         self.error: WantrainError | None = None
         self.start()
@@ -51,14 +52,19 @@ class _Worker(threading.Thread):
         while (work := self._work.get()) is not None:
             try:
                 self._handle(*work)
-            except WantrainError as error:
-                self.error = error
+            except Exception as error:  # noqa: BLE001  the thread's edge: whoever waits must hear of it
+                self.error = error if isinstance(error, WantrainError) else RunError(f"{self.name} failed: {error}")
+                self._on_error(self.error)
                 return
 
     def finish(self) -> None:
         """Let the queued work end, then the thread."""
         self._work.put(None)
         self.join()
+
+
+OnError = Callable[[WantrainError], None]
+"""Told of the error that ended a box's thread, in that thread."""
 
 
 class SendLog:
@@ -76,9 +82,11 @@ class SendLog:
 class Outbox:
     """Encodes tensors and sends them to a neighbour, in the order in which they are put."""
 
-    def __init__(self, channel: Channel, codec: Codec, recorder: Recorder, log: SendLog) -> None:
+    def __init__(
+        self, channel: Channel, codec: Codec, recorder: Recorder, log: SendLog, on_error: OnError = lambda _: None
+    ) -> None:
         self.channel, self._codec, self._recorder, self._log = channel, codec, recorder, log
-        self._worker = _Worker(f"outbox to {channel.peer}", self._encode_and_send)
+        self._worker = _Worker(f"outbox to {channel.peer}", self._encode_and_send, on_error)
         self.raw_bytes = 0
 
     def put(self, tensor: Tensor, item: Item) -> None:
@@ -106,7 +114,8 @@ class Inbox:
         self._timeout_s, self._device = timeout_s, device
         self._arrived: dict[int, Tensor] = {}
         self._changed = threading.Condition()
-        self._worker = _Worker(f"inbox from {channel.peer}", self._receive_and_decode)
+        self._failure: WantrainError | None = None
+        self._worker = _Worker(f"inbox from {channel.peer}", self._receive_and_decode, self.fail)
 
     def expect(self, items: Sequence[Item], awaited: str) -> None:
         """Say which microbatches come next, in order; `awaited` names them in a time-out ("2F{}" of step 17)."""
@@ -114,15 +123,9 @@ class Inbox:
             self._worker.submit(item, awaited)
 
     def _receive_and_decode(self, item: Item, awaited: str) -> None:
-        try:
-            payload = self._channel.recv(self._timeout_s, awaited.format(item.microbatch))
-            with self._recorder.span("decode", item.microbatch, self._channel.peer):
-                tensor = self._codec.decode(payload, item.sample_ids, self._device)
-        except WantrainError as error:
-            with self._changed:
-                self._worker.error = error
-                self._changed.notify_all()
-            raise
+        payload = self._channel.recv(self._timeout_s, awaited.format(item.microbatch))
+        with self._recorder.span("decode", item.microbatch, self._channel.peer):
+            tensor = self._codec.decode(payload, item.sample_ids, self._device)
         with self._changed:
             self._arrived[item.microbatch] = tensor
             self._changed.notify_all()
@@ -132,11 +135,23 @@ class Inbox:
         start_s = time.monotonic()
         with self._changed:
             if microbatch not in self._arrived:
-                self._changed.wait_for(lambda: microbatch in self._arrived or self._worker.error is not None)
+                self._changed.wait_for(lambda: microbatch in self._arrived or self._failure is not None)
                 self._recorder.add("wait", start_s, time.monotonic(), microbatch, self._channel.peer)
             if microbatch in self._arrived:
                 return self._arrived.pop(microbatch)
-        raise self._worker.error or ChannelError(f"nothing came from '{self._channel.peer}'")
+            assert self._failure is not None
+            raise self._failure
+
+    def fail(self, error: WantrainError) -> None:
+        """End every wait with an error, this rank's own: here, or in another of its boxes."""
+        with self._changed:
+            self._failure = self._failure or error
+            self._changed.notify_all()
+
+    def raise_if_failed(self) -> None:
+        """Raise the error that a thread of this rank ended with, if one has."""
+        if self._failure is not None:
+            raise self._failure
 
     def close(self) -> None:
         self._worker.finish()

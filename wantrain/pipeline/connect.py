@@ -1,10 +1,10 @@
 """Connect a rank to those it works with: the stages before and after it, and the other replicas of its stage.
 
-    replica 0    rank 0 ═══ rank 1        ═══ pipeline: activations one way, their gradients the other
-                   ║           ║           ║  data group: gradient buckets
+    replica 0    rank 0 ═══ rank 1        ═══ pipeline: a channel for activations, one for their gradients
+                   ║           ║           ║  data group: a channel for gradient buckets
     replica 1    rank 2 ═══ rank 3
 
-Each line is a channel with connections of its own, and everything a rank sends leaves through one Sender, pipeline
+Each channel has connections of its own, and everything a rank sends leaves through one Sender, pipeline
 first. The order in which payloads travel on a line is fixed by the plan at both ends, so nothing can wait in a circle.
 """
 
@@ -22,12 +22,17 @@ from wantrain.comm.allreduce import Reducer
 from wantrain.comm.channel import Channel
 from wantrain.comm.groups import Membership
 from wantrain.comm.sender import PIPELINE_PRIORITY, REDUCE_PRIORITY, Sender
+from wantrain.errors import WantrainError
 from wantrain.pipeline.boundary import Inbox, Outbox, SendLog
 from wantrain.pipeline.executor import Neighbour
 from wantrain.pipeline.recorder import Recorder
 from wantrain.plan import Plan
 from wantrain.run_directory import LinkTraffic
-from wantrain.wire import Transport
+from wantrain.wire import Transport, wire_format
+
+WAYS = ("forward", "backward")
+"""A boundary's two channels. On one alone, what one end tells the other about room for more would queue behind its own
+payloads."""
 
 OpenChannel = Callable[["Line", SendLog], Channel]
 """Opens one end of a line; over gloo in a job, in memory in tests."""
@@ -59,10 +64,11 @@ def lines_of(plan: Plan, rank: int, is_tied: bool = False) -> list[Line]:
     def add(kind: str, peer: int, transport: Transport, priority: int) -> None:
         lines.append(Line(kind, rank, peer, plan.workers[peer], transport, priority))
 
-    if stage > 0:
-        add("pipeline", rank - 1, plan.boundaries[stage - 1].transports[replica], PIPELINE_PRIORITY)
-    if stage < last:
-        add("pipeline", rank + 1, plan.boundaries[stage].transports[replica], PIPELINE_PRIORITY)
+    for way in WAYS:
+        if stage > 0:
+            add(way, rank - 1, plan.boundaries[stage - 1].transports[replica], PIPELINE_PRIORITY)
+        if stage < last:
+            add(way, rank + 1, plan.boundaries[stage].transports[replica], PIPELINE_PRIORITY)
     for other in plan.data_group(stage):
         if other != rank:
             add("data", other, plan.gradient_transport, REDUCE_PRIORITY)
@@ -92,14 +98,16 @@ class Connections:
         self._outboxes: list[Outbox] = []
         self._inboxes: list[Inbox] = []
         self._before: dict[str, LinkTraffic] = {}
+        self._dilation = recorder.dilation
+        self._gradient_expansion = 32 / wire_format(plan.gradient_codec).bits
         stage = plan.stage_of(rank)
 
         def neighbour(peer_rank: int, boundary: int, sends: str, receives: str) -> Neighbour:
-            line = next(line for line in lines if line.kind == "pipeline" and line.peer_rank == peer_rank)
-            chosen = plan.boundaries[boundary]
+            ways = {line.kind: line for line in lines if line.kind in WAYS and line.peer_rank == peer_rank}
+            out, back, chosen = ways[sends], ways[receives], plan.boundaries[boundary]
             codecs = {"forward": chosen.forward_codec, "backward": chosen.backward_codec}
-            outbox = Outbox(channels[line], make_codec(codecs[sends]), recorder, logs[line])
-            inbox = Inbox(channels[line], make_codec(codecs[receives]), recorder, timeout_s, device)
+            outbox = Outbox(channels[out], make_codec(codecs[sends]), recorder, logs[out], self._fail)
+            inbox = Inbox(channels[back], make_codec(codecs[receives]), recorder, timeout_s, device)
             self._outboxes.append(outbox)
             self._inboxes.append(inbox)
             return Neighbour(inbox, outbox)
@@ -140,6 +148,16 @@ class Connections:
         make = partial(make_codec, plan.gradient_codec)
         return Reducer(members.index(rank), {members.index(peer): found[peer] for peer in found}, timeout_s, make, make)
 
+    def _fail(self, error: WantrainError) -> None:
+        """Let what waits on any neighbour hear of an error on the way to another."""
+        for inbox in self._inboxes:
+            inbox.fail(error)
+
+    def raise_if_failed(self) -> None:
+        """Raise the error that ended one of this rank's boxes, if any has ended."""
+        for inbox in self._inboxes:
+            inbox.raise_if_failed()
+
     def begin_step(self) -> None:
         """Count traffic from here."""
         self._before = self._totals()
@@ -157,9 +175,10 @@ class Connections:
             stats = channel.stats
             so_far = totals.get(channel.peer)
             totals[channel.peer] = LinkTraffic(
-                raw_bytes=raw.get(id(channel), stats.payload_bytes_sent) + (so_far.raw_bytes if so_far else 0),
+                raw_bytes=raw.get(id(channel), round(stats.payload_bytes_sent * self._gradient_expansion))
+                + (so_far.raw_bytes if so_far else 0),
                 wire_bytes=stats.wire_bytes_sent + (so_far.wire_bytes if so_far else 0),
-                busy_s=stats.busy_s + (so_far.busy_s if so_far else 0.0),
+                busy_s=stats.busy_s / self._dilation + (so_far.busy_s if so_far else 0.0),
             )
         return totals
 

@@ -79,6 +79,7 @@ def make_workload(plan: Plan, topology: Topology, profile: ModelProfile) -> Work
 
 
 def _window_bytes(transports: Sequence[Transport]) -> int:
+    """Return the staging buffers of some channels: a window each way."""
     return sum(2 * transport.window_bytes for transport in transports)
 
 
@@ -92,11 +93,11 @@ def memory_bytes(plan: Plan, profile: ModelProfile, rank: int) -> int:
     if stage + 1 < plan.num_stages:
         forward, backward = boundary_bytes(plan, profile, stage)
         total += depths[stage] * (forward + backward)
-        total += 2 * _window_bytes([plan.boundaries[stage].transports[replica]])
+        total += _window_bytes([plan.boundaries[stage].transports[replica]] * 2)
     if stage > 0:
         forward, backward = boundary_bytes(plan, profile, stage - 1)
         total += depths[stage - 1] * (forward + backward)
-        total += 2 * _window_bytes([plan.boundaries[stage - 1].transports[replica]])
+        total += _window_bytes([plan.boundaries[stage - 1].transports[replica]] * 2)
     others = len(plan.replicas) - 1
     if others:
         total += 4 * min(plan.bucket_bytes, max(bucket_sizes(plan, profile, stage)))

@@ -161,6 +161,11 @@ def _depths(
 ) -> Iterator[tuple[int, ...]]:
     """Yield depths to try: what was asked, or 1F1B's own and two and three times that."""
     if asked is not None:
+        if schedule == "gpipe" or len(asked) != num_stages or min(asked) < 1:
+            raise PlanError(
+                f"max_in_flight is {num_stages} numbers above zero, for schedule 1f1b"
+                f" (got {list(asked)} for {schedule}); leave it out to have it chosen"
+            )
         yield tuple(asked)
         return
     base = default_in_flight(schedule, num_stages, num_microbatches)

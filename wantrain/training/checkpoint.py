@@ -82,7 +82,11 @@ def load_layer_state(
         return
     for name, parameter in layer.named_parameters():
         prefix = f"{_OPTIMIZER}{name}:"
-        kept = {key.removeprefix(prefix): tensor.clone() for key, tensor in state.items() if key.startswith(prefix)}
+        kept = {
+            key.removeprefix(prefix): tensor.clone() if tensor.dim() == 0 else tensor.to(parameter.device, copy=True)
+            for key, tensor in state.items()
+            if key.startswith(prefix)
+        }
         if kept:
             optimizer.state[parameter] = kept
 
@@ -158,12 +162,23 @@ class CheckpointFolder:
         """Write the manifest of a checkpoint whose layers are all written, give it its name, drop old ones."""
         partial, final = self._partial(manifest.step), self._final(manifest.step)
         write_file(partial / "manifest.json", manifest.model_dump_json(indent=1).encode())
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(partial, final)
-        _flush_folder(self.path)
+        try:
+            if final.exists():
+                shutil.rmtree(final)
+            os.replace(partial, final)
+            _flush_folder(self.path)
+        except OSError as caught:
+            raise CheckpointError(f"can't finish {final} ({caught.strerror}); check the folder") from None
         for step in self.steps()[self._keep :]:
             shutil.rmtree(self._final(step), ignore_errors=True)
         return final
+
+    def drop_after(self, step: int) -> None:
+        """Remove what a run that goes on from `step` will write again: later checkpoints, and unfinished ones."""
+        for later in (one for one in self.steps() if one > step):
+            shutil.rmtree(self._final(later), ignore_errors=True)
+        for partial in self.path.glob("step-*.partial"):
+            shutil.rmtree(partial, ignore_errors=True)
 
     def abandon(self, step: int) -> None:
         """Remove what was written of an unfinished checkpoint."""

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from wantrain.config import RunConfig
 from wantrain.data import Samples, TokenFile
-from wantrain.errors import ConfigError, PlanError, TopologyError
+from wantrain.errors import ConfigError, DataError, PlanError, TopologyError
 from wantrain.fact import write_text
 from wantrain.plan import Plan
 from wantrain.profile import ModelProfile, gpt_profile
@@ -91,6 +91,18 @@ def open_data(config: RunConfig) -> tuple[TokenFile, Samples, Samples]:
     tokens = TokenFile.open(config.data, cache_folder())
     held_out = tokens.validation(config.model).spread(config.training.validation_samples)
     return tokens, tokens.training(config.model), held_out
+
+
+def judged(held_out: Samples, plan: Plan) -> Samples:
+    """Return the held-out samples that a model is judged on: as many as the replicas' microbatches hold evenly."""
+    size = plan.microbatch_size * len(plan.replicas)
+    count = len(held_out) // size * size
+    if not count:
+        raise DataError(
+            f"{len(held_out)} held-out samples are fewer than one microbatch for each replica ({size});"
+            " raise validation_samples, or give more text"
+        )
+    return held_out.first(count)
 
 
 def resolve(config: RunConfig, plan_path: str | None = None) -> Job:

@@ -25,17 +25,19 @@ import torch
 from wantrain.config import RunConfig, TrainingConfig
 from wantrain.data import Lanes, Samples
 from wantrain.errors import CheckpointError, ConfigError, PlanError, WantrainError
+from wantrain.fact import append_line
 from wantrain.models import gpt
+from wantrain.netem.sandbox import die_with_parent
 from wantrain.plan import Plan
 from wantrain.run_directory import LinkTraffic, RunDirectory, StepRecord, ValidationRecord
 from wantrain.topology import Topology
 from wantrain.training.checkpoint import CheckpointFolder, Manifest, ranks_on_disk
-from wantrain.training.job import Job, load_config, open_data, resolve, write_run_directory, write_summary
+from wantrain.training.job import Job, judged, load_config, open_data, resolve, write_run_directory, write_summary
 from wantrain.training.metrics import MetricsWriter
 from wantrain.training.trainer import Batch, StepResult, Trainer
 
 _SECOND_REQUEST_S = 3.0
-"""Chosen: in a terminal Ctrl-C reaches the worker and torchrun, which at once sends it on; only a later one is another."""
+"""Chosen: in a terminal Ctrl-C reaches the worker and torchrun, which at once sends it on; a later one is another."""
 
 _M_MMAP_THRESHOLD = -3
 _MMAP_THRESHOLD_BYTES = 1 << 20
@@ -58,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     run_directory = RunDirectory(args.run_dir or f"runs/{config.name}")
     worker = args.worker or own_worker(job.plan, job.topology)
     is_resumed = args.resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    if job.plan.rank_of(worker) == 0 and args.plan is None:
+    if job.plan.rank_of(worker) == 0 and args.plan != str(run_directory.plan):  # the launcher has written it
         _begin_run_directory(run_directory, job, is_resumed)
     set_up_process(config.training.threads)
     try:
@@ -70,7 +72,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def set_up_process(threads: int) -> None:
-    """Set what holds for a whole worker process: threads, small numbers, and how memory is given back.
+    """Set what holds for a whole worker process: threads, small numbers, how memory is given back, and that it ends
+    when the torchrun that started it does.
 
     glibc keeps freed blocks of up to 32 MB for reuse, in an arena for each thread, so that payloads made in one thread
     and freed in another add up to a quarter more than is ever in use (measured: tests/training/test_memory.py). With a
@@ -80,6 +83,7 @@ def set_up_process(threads: int) -> None:
     torch.set_flush_denormal(True)
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES)
+    die_with_parent()
 
 
 def _die(caught: WantrainError | KeyboardInterrupt) -> NoReturn:
@@ -101,6 +105,12 @@ def own_worker(plan: Plan, topology: Topology) -> str:
     if rank >= plan.world_size:
         raise PlanError(f"the plan is for {plan.world_size} processes (this one has rank {rank}); start as many")
     return plan.workers[rank]
+
+
+def own_address(topology: Topology, worker: str) -> str | None:
+    """Return the worker's address in the topology, if it is one of this host's."""
+    address = topology.worker(worker).address
+    return address if address is not None and _is_local(address) else None
 
 
 def _is_local(address: str) -> bool:
@@ -137,11 +147,18 @@ def _session(job: Job, worker: str, dilation: float) -> Iterator[Trainer]:
         tied=gpt.tied_parameters,
         before_forward=lambda layers, step, samples: gpt.set_dropout_keys(layers, training.seed, step, samples),
         device=device,
-        timeout_s=config.parallel.timeout_s,
+        timeout_s=_patience_s(job, dilation),
+        address=own_address(job.topology, worker),
         dilation=dilation,
     )
     yield trainer
     trainer.close()
+
+
+def _patience_s(job: Job, dilation: float) -> float:
+    """Return how long to wait for a peer: what the run file says, on top of the steps that may have to pass first."""
+    expected_s = 3 * job.plan.prediction.step_s if job.plan.prediction is not None else 0.0
+    return (job.config.parallel.timeout_s + expected_s) * dilation
 
 
 def _device(topology: Topology, worker: str) -> torch.device:
@@ -200,12 +217,18 @@ def train(
     """Train to the last step, or to the one after which somebody asked to stop."""
     config = job.config
     tokens, samples, held_out = open_data(config)
+    held_out = judged(held_out, job.plan)
+    trainer.agree("the plan", job.plan.model_dump_json(exclude={"prediction"}))
     trainer.agree("the training text", tokens.digest)
-    trainer.agree("the run file", config.model_dump_json(exclude={"data"}))
+    trainer.agree("the run file", config.model_dump_json(exclude={"data": {"source"}}))
     training = config.training
     checkpoints = CheckpointFolder(run_directory.checkpoints, config.checkpoint.keep)
     disk = ranks_on_disk(run_directory.path, trainer.rank, trainer.gather)
-    first = resume(trainer, checkpoints) if is_resumed else 0
+    first = resume(trainer, checkpoints, config, run_directory) if is_resumed else 0
+    if is_resumed and trainer.rank == min(disk):
+        checkpoints.drop_after(first)
+    if trainer.rank == 0:
+        run_directory.stop.unlink(missing_ok=True)  # an earlier run's
     lanes = Lanes(len(samples), training.num_lanes, training.seed)
     metrics = MetricsWriter(run_directory, trainer.rank, first)
     for step in range(first, training.steps):
@@ -213,19 +236,19 @@ def train(
         trainer.set_learning_rate(learning_rate(training, step))
         batch = replica_batch(trainer, samples, lanes.draw(step, training.batch_size))
         result = trainer.step(batch)
-        metrics.write(_record(trainer, job, result, step))
+        metrics.write(_record(trainer, job, result, step, run_directory.network.exists()))
         if step % training.record_every == 0:
             metrics.write_timeline(step, trainer.recorder)
         is_last = step + 1 == training.steps or result.stop_requested
+        if is_last or (step + 1) % config.checkpoint.every == 0:  # first: who was asked to stop may not be waited for
+            save(trainer, checkpoints, disk, config, step + 1)
         if is_last or (training.validate_every and (step + 1) % training.validate_every == 0):
             loss = validate(trainer, held_out)
             metrics.write(ValidationRecord(step=step, validation_loss=loss))
             if trainer.rank == 0:
                 write_summary(run_directory, validation_loss=loss, steps=step + 1, interrupted=result.stop_requested)
-        if is_last or (step + 1) % config.checkpoint.every == 0:
-            save(trainer, checkpoints, disk, config, step + 1)
         if result.stop_requested:
-            _say(trainer, f"stopped after step {step + 1} of {training.steps}; go on with --resume")
+            _say(trainer, run_directory, f"stopped after step {step + 1} of {training.steps}; go on with --resume")
             return
 
 
@@ -237,26 +260,30 @@ def replica_batch(trainer: Trainer, samples: Samples, drawn: list[list[int]]) ->
 
 
 def validate(trainer: Trainer, held_out: Samples) -> float:
-    """Return the held-out loss; replicas take microbatches in turn."""
-    size, replicas = trainer.plan.microbatch_size, len(trainer.plan.replicas)
-    num_microbatches = max(1, len(held_out) // (size * replicas))
-    first = trainer.replica * num_microbatches * size
-    ids = [(first + i) % len(held_out) for i in range(num_microbatches * size)]
-    inputs, targets = held_out.batch(ids)
-    return trainer.evaluate(Batch(ids, torch.from_numpy(inputs), torch.from_numpy(targets)))
+    """Return the held-out loss. Each replica takes a share, a few microbatches at a time: no more than are in flight
+    when training, so that no more memory is needed."""
+    plan, share = trainer.plan, len(held_out) // len(trainer.plan.replicas)
+    at_once = plan.microbatch_size * plan.stages[0].max_in_flight
+    own = range(trainer.replica * share, (trainer.replica + 1) * share)
+    total = 0.0
+    for at in range(0, share, at_once):
+        ids = own[at : at + at_once]
+        inputs, targets = held_out.batch(ids)
+        total += len(ids) * trainer.evaluate(Batch(ids, torch.from_numpy(inputs), torch.from_numpy(targets)))
+    return total / share
 
 
-def _link_use(trainer: Trainer, topology: Topology) -> dict[str, LinkTraffic]:
-    """Return what was sent by peer. A link was busy at least as long as its rate needs for the bytes: the kernel takes
-    small payloads at once and sends them later, so the time until it took them says too little."""
+def _link_use(trainer: Trainer, topology: Topology, is_emulated: bool) -> dict[str, LinkTraffic]:
+    """Return what was sent by peer. An emulated link was busy at least as long as its rate needs for the bytes: the
+    kernel takes small payloads at once and sends them later, so the time until it took them says too little."""
     own, used = trainer.plan.workers[trainer.rank], {}
     for peer, sent in trainer.traffic().items():
-        least_s = sent.wire_bytes / topology.send_limit_bytes_per_s(own, peer)
+        least_s = sent.wire_bytes / topology.send_limit_bytes_per_s(own, peer) if is_emulated else 0.0
         used[peer] = sent.model_copy(update={"busy_s": max(sent.busy_s, least_s)})
     return used
 
 
-def _record(trainer: Trainer, job: Job, result: StepResult, step: int) -> StepRecord:
+def _record(trainer: Trainer, job: Job, result: StepResult, step: int, is_emulated: bool) -> StepRecord:
     recorder, training = trainer.recorder, job.config.training
     return StepRecord(
         step=step,
@@ -267,7 +294,7 @@ def _record(trainer: Trainer, job: Job, result: StepResult, step: int) -> StepRe
         step_s=trainer.step_s,
         compute_s=recorder.seconds("forward", "backward"),
         waited_s=recorder.waited_s(),
-        sent=_link_use(trainer, job.topology),
+        sent=_link_use(trainer, job.topology, is_emulated),
         finished_at=time.time(),
     )
 
@@ -299,24 +326,44 @@ def save(trainer: Trainer, checkpoints: CheckpointFolder, disk: Sequence[int], c
     trainer.gather("saved")
 
 
-def resume(trainer: Trainer, checkpoints: CheckpointFolder) -> int:
-    """Load the newest checkpoint that is whole on every rank; return its step, 0 if there is none."""
+def resume(trainer: Trainer, checkpoints: CheckpointFolder, config: RunConfig, run_directory: RunDirectory) -> int:
+    """Load the newest checkpoint that is whole on every rank; return its step, 0 if none was ever finished.
+
+    Raise CheckpointError where there are some and none can be used: starting anew would overwrite them.
+    """
     own = {str(step): checkpoints.problem(step, trainer.layers) for step in checkpoints.steps()}
     everyone: list[dict[str, str]] = trainer.gather(own)
     for step in sorted({int(name) for found in everyone for name in found}, reverse=True):
         problems = [found.get(str(step), f"step {step} is missing on a worker's disk") for found in everyone]
         problem = next((one for one in problems if one), "")
         if not problem:
+            _check_manifest(checkpoints.manifest(step), config)
             checkpoints.load_layers(step, trainer.layers, trainer.optimizer)
             trainer.step_number = step
-            _say(trainer, f"resumed from step {step}")
+            _say(trainer, run_directory, f"resumed from step {step}")
             return step
-        _say(trainer, f"passed over the checkpoint of step {step}: {problem}")
-    _say(trainer, "no whole checkpoint; starting from step 0")
+        _say(trainer, run_directory, f"passed over the checkpoint of step {step}: {problem}")
+    if any(everyone):
+        raise CheckpointError(f"no checkpoint in {checkpoints.path} can be used ({problem}); start a new run directory")
+    _say(trainer, run_directory, "no checkpoint yet; starting from step 0")
     return 0
 
 
-def _say(trainer: Trainer, text: str) -> None:
-    """Print on rank 0; only errors begin with the program's name."""
+def _check_manifest(manifest: Manifest, config: RunConfig) -> None:
+    """Raise CheckpointError where a checkpoint was made with another model, text or seed."""
+    for what, kept, asked in (
+        ("model", manifest.model, config.model.model_dump()),
+        ("tokenizer", manifest.tokenizer, config.data.tokenizer),
+        ("seed", manifest.seed, config.training.seed),
+    ):
+        if kept != asked:
+            raise CheckpointError(
+                f"the checkpoint has another {what} (got {kept}, the run file has {asked}); use its own"
+            )
+
+
+def _say(trainer: Trainer, run_directory: RunDirectory, text: str) -> None:
+    """Tell the user, once: on rank 0's standard error, and in the run directory, where a launcher looks for it."""
     if trainer.rank == 0:
         print(text, file=sys.stderr, flush=True)
+        append_line(run_directory.notes, text)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from wantrain.comm.groups import Membership, join
-from wantrain.errors import PlanError
+from wantrain.errors import PlanError, RunError
 from wantrain.pipeline.connect import Connections
 from wantrain.pipeline.executor import Executor, Microbatch
 from wantrain.pipeline.gradients import GradientBuckets
@@ -62,6 +62,7 @@ class Trainer:
         tied: Callable[[Sequence[nn.Module]], Sequence[nn.Parameter]] = lambda _: (),
         before_forward: Callable[[Sequence[nn.Module], int, Sequence[int]], None] = lambda *_: None,
         device: torch.device | str = "cpu",
+        address: str | None = None,
         timeout_s: float = 120.0,
         dilation: float = 1.0,
         membership: Membership | None = None,
@@ -71,10 +72,11 @@ class Trainer:
         `layers` is the whole model as a list, of which the rank keeps its own, or a function of (first, end) that
         builds only those. `tied` names, among a rank's layers, a parameter that the first and the last stage share;
         `before_forward` is given the layers, the step and the samples of the next forward (dropout needs them).
+        `address` is this host's, as the others reach it (default: the one that leads to MASTER_ADDR).
         Raises PlanError where plan and job don't fit, ChannelError where a peer doesn't come.
         """
         self.plan, self.clip_norm, self.timeout_s, self._device = plan, clip_norm, timeout_s, device
-        self.membership = membership or join(plan.world_size, plan.rank_of(worker), timeout_s, plan.workers)
+        self.membership = membership or join(plan.world_size, plan.rank_of(worker), timeout_s, plan.workers, address)
         self.rank = self.membership.rank
         self.stage_index, self.replica = plan.stage_of(self.rank), plan.replica_of(self.rank)
         span = plan.stages[self.stage_index]
@@ -202,6 +204,7 @@ class Trainer:
 
     def _agree_and_update(self) -> None:
         start_s = time.monotonic()
+        self.connections.raise_if_failed()
         norms = self._squared_norms()
         norms += [0.0] * (self._num_norms - len(norms))
         mine = [float(self.stop_requested), self._executor.loss, *norms]
@@ -209,6 +212,11 @@ class Trainer:
         loss = sum(share[1] for share in shares)
         pipeline = shares[: self.plan.num_stages]  # replica 0's, in stage order; the other replicas hold the same
         grad_norm = math.sqrt(sum(square for share in pipeline for square in share[2:]))
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            raise RunError(
+                f"step {self.step_number} diverged (loss {loss:g}, gradient norm {grad_norm:g});"
+                " lower the learning rate and go on from the last checkpoint"
+            )
         self._clip(grad_norm)
         self.optimizer.step()
         self._result = StepResult(loss, grad_norm, any(share[0] for share in shares))

@@ -226,4 +226,4 @@ def test_a_full_disk_while_saving_is_named_and_the_run_goes_on_from_the_checkpoi
         check=False,
     )
     assert resumed.returncode == 0, resumed.stderr
-    assert "wantrain: resumed from step " in resumed.stderr
+    assert "resumed from step " in resumed.stderr

@@ -45,7 +45,7 @@ class Launch:
         (folder / "text.txt").write_text("".join(f"{i} squared is {i * i}.\n" for i in range(2000)))
 
     def config(self, topology: str = "two_sites") -> str:
-        path = self.folder / f"{Path(topology).stem}.toml"
+        path = self.folder / f"run-on-{Path(topology).stem}.toml"
         path.write_text(CONFIG.format(text=self.folder / "text.txt", topology=topology))
         return str(path)
 

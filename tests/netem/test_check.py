@@ -77,7 +77,10 @@ def test_pairs_that_cross_a_limited_site_share_it() -> None:
 
 
 def test_a_good_network_passes() -> None:
-    NetworkCheck("t", 1.0, "nfqueue", (GOOD,), (UplinkCheck("a", 100e6, 96e6),)).raise_if_wrong()
+    check = NetworkCheck("t", 1.0, "nfqueue", (GOOD,), (UplinkCheck("a", 100e6, 96e6),))
+    check.raise_if_wrong()
+    assert check.rates_are_right
+    assert check.latency_complaint() == ""
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,10 @@ take turns step by step on the same standing network, with the same dilation. Th
 with everything overlapped and unlimited memory (`bound_s`).
 
     python benchmarks/bench_overlap.py --rates "500 Mbit/s" --dilation 4 --repeats 3
+    python benchmarks/bench_overlap.py --rates "500 Mbit/s" --forward aqsgd:4 --backward quantized:8 --systems wantrain
+
+With `aqsgd` the first warm-up step is the samples' first visit, and every timed step a later one. Codecs work
+undilated; the processor time of rank 0's is printed beside.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from pathlib import Path
 
 from harness import append_result, spread
 from wantrain.units import format_bandwidth, parse_bytes_per_s
+from wantrain.wire import payload_bytes
 
 SHAPE = (1, 1024, 1600)
 FORWARD_S, BACKWARD_S = 0.031, 0.062
@@ -31,10 +36,9 @@ FORWARD_S, BACKWARD_S = 0.031, 0.062
 SYSTEMS = ("wantrain", "torch 1F1B", "torch GPipe")
 
 
-def bound_s(stages: int, microbatches: int, num_bytes: float, bytes_per_s: float) -> float:
+def bound_s(stages: int, microbatches: int, forward_bytes: float, backward_bytes: float, bytes_per_s: float) -> float:
     """Return the step of a work-conserving schedule: stages do one thing at a time, backward first, sends leave a
     worker one after another as they are ready, memory is unlimited, latency is none."""
-    wire_s = num_bytes / bytes_per_s
     here_f: list[set[int]] = [set(range(microbatches)), *(set() for _ in range(stages - 1))]
     here_b: list[set[int]] = [set() for _ in range(stages)]
     done_f, done_b, busy, up = [0] * stages, [0] * stages, [0.0] * stages, [0.0] * stages
@@ -55,7 +59,7 @@ def bound_s(stages: int, microbatches: int, num_bytes: float, bytes_per_s: float
         done_b[s], done_f[s] = done_b[s] + is_backward, done_f[s] + (not is_backward)
         target = s - 1 if is_backward else s + 1
         if 0 <= target < stages:
-            up[s] = max(busy[s], up[s]) + wire_s
+            up[s] = max(busy[s], up[s]) + (backward_bytes if is_backward else forward_bytes) / bytes_per_s
             queue_item = (up[s], order, target, ((here_b if is_backward else here_f)[target], m))
             heapq.heappush(queue, queue_item)
         elif not is_backward:
@@ -73,14 +77,12 @@ def topology_text(stages: int, rate: str) -> str:
     )
 
 
-def make_wantrain(
-    rank: int, topology_path: str, stages: int, microbatches: int, dilation: float
-) -> tuple[Callable[[], None], Callable[[], None]]:
-    """Return wantrain's step on this rank, and what ends it."""
+def make_wantrain(rank: int, args: argparse.Namespace) -> tuple[Callable[[], float], Callable[[], None]]:
+    """Return wantrain's step on this rank, which returns its seconds of encoding and decoding, and what ends it."""
     import torch
 
     from wantrain.comm.groups import join
-    from wantrain.pipeline.connect import Connections
+    from wantrain.pipeline.connect import CodecSettings, Connections
     from wantrain.pipeline.executor import Executor, Microbatch
     from wantrain.pipeline.recorder import Recorder
     from wantrain.pipeline.stage import EmulatedStage
@@ -93,12 +95,17 @@ def make_wantrain(
         name="stage", forward_flops=FORWARD_S * DEFAULT_FLOPS_PER_S, backward_flops=BACKWARD_S * DEFAULT_FLOPS_PER_S,
         parameter_bytes=0, activation_elements=elements, stored_bytes=4 * elements,
     )  # fmt: skip
+    stages, microbatches, dilation = args.stages, args.microbatches, args.dilation
     profile = ModelProfile(microbatch_size=1, layers=(layer,) * stages)
-    topology = Topology.load(topology_path)
-    plan = make_plan(topology, profile, batch_size=microbatches, num_stages=stages)
+    topology = Topology.load(args.topology)
+    plan = make_plan(
+        topology, profile, batch_size=microbatches, num_stages=stages, forward_codec=args.forward,
+        backward_codec=args.backward,
+    )  # fmt: skip
     membership = join(plan.world_size, rank, 120.0)
     recorder = Recorder(rank, dilation)
-    connections = Connections.open(plan, membership, recorder, 600.0)
+    settings = CodecSettings(sample_shape=SHAPE[1:])
+    connections = Connections.open(plan, membership, recorder, 600.0, settings=settings)
     stage = EmulatedStage(FORWARD_S * dilation, BACKWARD_S * dilation, SHAPE, SHAPE if rank > 0 else ())
     executor = Executor(
         plan.actions(0)[rank], stage, recorder, upstream=connections.upstream, downstream=connections.downstream
@@ -109,9 +116,13 @@ def make_wantrain(
         for m in range(microbatches)
     ]
 
-    def step() -> None:
+    samples = list(range(microbatches))
+
+    def step() -> float:
         recorder.begin_step()
-        executor.play(batch)
+        executor.play(batch, upcoming=samples)
+        coding_s: float = recorder.seconds("encode", "decode") * dilation
+        return coding_s
 
     def close() -> None:
         connections.close(120.0)
@@ -130,8 +141,8 @@ def work(args: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     rank = int(os.environ["RANK"])
     os.environ["MASTER_PORT"] = "29501"
-    step, close = make_wantrain(rank, args.topology, args.stages, args.microbatches, args.dilation)
-    steps: dict[str, Callable[[], None]] = {"wantrain": step}
+    step, close = make_wantrain(rank, args)
+    steps: dict[str, Callable[[], float | None]] = {"wantrain": step}
     os.environ["MASTER_PORT"] = "29502"
     dist.init_process_group("gloo")
     for name in args.systems.split(","):
@@ -145,14 +156,16 @@ def work(args: argparse.Namespace) -> None:
         for name, values in timings.items():
             dist.barrier()
             began = time.monotonic()
-            steps[name]()
+            coding_s = steps[name]()
             dist.barrier()
             seconds = (time.monotonic() - began) / args.dilation
             if repeat >= args.warmups:
                 values.append(seconds)
             if rank == 0:
                 print(
-                    json.dumps({"system": name, "repeat": repeat, "step_s": round(seconds, 4)}),
+                    json.dumps(
+                        {"system": name, "repeat": repeat, "step_s": round(seconds, 4), "rank 0 coding_s": coding_s}
+                    ),
                     file=sys.stderr,
                     flush=True,
                 )
@@ -170,6 +183,7 @@ def measure(rate: str, dilation: float, systems: str, args: argparse.Namespace) 
         sys.executable, "-m", "wantrain", "emulate", file.name, "--dilation", str(dilation), "--",
         sys.executable, str(Path(__file__).resolve()), "--work", "--topology", file.name, "--dilation", str(dilation),
         "--systems", systems, "--stages", str(args.stages), "--microbatches", str(args.microbatches),
+        "--forward", args.forward, "--backward", args.backward,
         "--repeats", str(args.repeats), "--warmups", str(args.warmups),
     ]  # fmt: skip
     try:
@@ -186,6 +200,8 @@ def main() -> None:
     parser.add_argument("--rates", default="500 Mbit/s,100 Mbit/s,10 Gbit/s", help="uplinks, comma separated")
     parser.add_argument("--dilation", type=float, default=4.0)
     parser.add_argument("--systems", default=",".join(SYSTEMS))
+    parser.add_argument("--forward", default="raw:fp32", help="codec of activations")
+    parser.add_argument("--backward", default="raw:fp32", help="codec of their gradients")
     parser.add_argument("--stages", type=int, default=8)
     parser.add_argument("--microbatches", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=3)
@@ -199,11 +215,13 @@ def main() -> None:
         return
     for rate in args.rates.split(","):
         bytes_per_s = parse_bytes_per_s(rate)
-        bound = bound_s(args.stages, args.microbatches, SHAPE[1] * SHAPE[2] * 4.0, bytes_per_s)
+        there, back = payload_bytes(args.forward, SHAPE), payload_bytes(args.backward, SHAPE)
+        bound = bound_s(args.stages, args.microbatches, there, back, bytes_per_s)
         timings = measure(rate, args.dilation, args.systems, args)
         record = {
             "benchmark": "overlap", "uplink": format_bandwidth(bytes_per_s), "dilation": args.dilation,
             "stages": args.stages, "microbatches": args.microbatches, "bound_s": round(bound, 3),
+            "codecs": {"forward": args.forward, "backward": args.backward},
             "emulated": "compute (31 ms forward, 62 ms backward) and network",
             "systems": {name: spread(values) for name, values in timings.items()},
         }  # fmt: skip

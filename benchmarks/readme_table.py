@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from bench_convergence import table as convergence_table
 from harness import RESULTS, read_results
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,16 +33,23 @@ def newest(records: list[Record], key: Callable[[Record], object]) -> list[Recor
 
 def overlap_rows(records: list[Record]) -> Iterator[str]:
     """Yield the table of seconds a step, wantrain's beside torch's own pipelines."""
-    last = newest(records, lambda one: (one["uplink"], one["dilation"], one["stages"], one["microbatches"]))
+    last = newest(records, lambda one: (one["uplink"], *_codecs(one), one["dilation"], one["stages"]))
     systems = list(dict.fromkeys(name for record in last for name in record["systems"]))
-    yield "Seconds a step (median), GPT-2 XL shapes, raw fp32; compute and network emulated:\n"
-    yield _row(["uplink", "stages × microbatches", "dilation", "bound", *systems])
-    yield _row(["---"] * (4 + len(systems)))
+    yield "Seconds a step (median), GPT-2 XL shapes; compute and network emulated:\n"
+    yield _row(["uplink", "activations", "their gradients", "stages × microbatches", "dilation", "bound", *systems])
+    yield _row(["---"] * (6 + len(systems)))
     for record in last:
         medians = [f"{record['systems'][name]['median']:.2f}" if name in record["systems"] else "" for name in systems]
         shape = f"{record['stages']} × {record['microbatches']}"
-        yield _row([record["uplink"], shape, f"{record['dilation']:g}", f"{record['bound_s']:.2f}", *medians])
+        first = [record["uplink"], *_codecs(record), shape, f"{record['dilation']:g}", f"{record['bound_s']:.2f}"]
+        yield _row([*first, *medians])
     yield f"\n`python benchmarks/bench_overlap.py` prints it{_where(last[-1])}.\n"
+
+
+def _codecs(record: Record) -> tuple[str, str]:
+    """Return what carried activations and their gradients; records from before there were codecs are raw."""
+    codecs = record.get("codecs", {"forward": "raw:fp32", "backward": "raw:fp32"})
+    return codecs["forward"], codecs["backward"]
 
 
 def link_rows(records: list[Record]) -> Iterator[str]:
@@ -66,6 +74,19 @@ def link_rows(records: list[Record]) -> Iterator[str]:
     yield f"\n`{command}` prints it{_where(last[-1])}.\n"
 
 
+def convergence_rows(records: list[Record]) -> Iterator[str]:
+    """Yield the table of held-out losses with each codec; only the newest experiment's runs."""
+    last = [one for one in records if one["experiment"] == records[-1]["experiment"]]
+    seeds = len({one["seed"] for one in last})
+    experiment = last[-1]["experiment"]
+    yield (
+        f"Held-out loss after fine-tuning a small GPT for {last[-1]['epochs']:g} epochs on {experiment['text']},"
+        f" {seeds} seeds; lower is better:\n"
+    )
+    yield convergence_table(last)
+    yield f"\n`python benchmarks/bench_convergence.py --data FILE` prints it{_where(last[-1])}.\n"
+
+
 def _row(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
@@ -80,7 +101,7 @@ def _where(record: Record) -> str:
 def table(folder: Path = RESULTS) -> str:
     """Return everything between the markers."""
     parts = []
-    for name, rows in (("overlap", overlap_rows), ("links", link_rows)):
+    for name, rows in (("overlap", overlap_rows), ("links", link_rows), ("convergence", convergence_rows)):
         records = read_results(name, folder)
         if records:
             parts.append("\n".join(rows(records)))

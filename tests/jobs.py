@@ -19,11 +19,12 @@ from wantrain.plan import Plan
 from wantrain.profile import gpt_profile
 from wantrain.scheduler.solve import make_plan
 from wantrain.topology import Topology
-from wantrain.training.trainer import Batch, Trainer
+from wantrain.training.trainer import Batch, OptimizerFactory, Trainer
 
 MODEL = ModelConfig(num_layers=4, hidden=32, num_heads=2, seq_len=16, vocab_size=64)
 SAMPLES = Samples(np.random.default_rng(0).integers(0, 64, 16 * 400 + 1, dtype=np.uint8), 0, 16 * 400 + 1, 16)
 TIMEOUT_S = 60.0
+_ADAMW = partial(torch.optim.AdamW, lr=1e-2)
 
 T = TypeVar("T")
 
@@ -76,7 +77,14 @@ def run_ranks(num_ranks: int, body: Callable[[int], T], timeout_s: float = TIMEO
 
 
 def make_trainer(
-    plan: Plan, membership: Any, rank: int, *, model: ModelConfig = MODEL, seed: int = 1, **kwargs: Any
+    plan: Plan,
+    membership: Any,
+    rank: int,
+    *,
+    model: ModelConfig = MODEL,
+    seed: int = 1,
+    optimizer: OptimizerFactory = _ADAMW,
+    **kwargs: Any,
 ) -> Trainer:
     """Return the trainer of one rank of the small model."""
     return Trainer(
@@ -84,7 +92,7 @@ def make_trainer(
         plan,
         loss=gpt.loss,
         worker=plan.workers[rank],
-        optimizer=partial(torch.optim.AdamW, lr=1e-2),
+        optimizer=optimizer,
         tied=gpt.tied_parameters,
         before_forward=lambda layers, step, samples: gpt.set_dropout_keys(layers, seed, step, samples),
         timeout_s=TIMEOUT_S,

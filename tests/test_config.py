@@ -27,6 +27,11 @@ def parse(**changes: Any) -> RunConfig:
         ({"parallel": {"num_replicas": 2}}, "2 replicas need a lane each"),
         ({"parallel": {"schedule": "zigzag"}}, "parallel.schedule"),
         ({"models": {}}, "did you mean 'model'"),
+        ({"training": {"steps": 1, "batch_size": 1, "fix_variance_after": 3}}, 'is for optimizer = "quantized_adam"'),
+        ({"training": {"steps": 9, "batch_size": 1, "warmup_steps": 4, "fix_variance_after": 3,
+                       "optimizer": "quantized_adam"}}, "v can't be fixed before the rate is warm"),
+        ({"buffers": {"ram": "2"}}, "buffers.ram: size has no unit"),
+        ({"buffers": {"on_checkpoint": "forget"}}, "buffers.on_checkpoint: input should be 'keep' or 'drop'"),
     ],
 )  # fmt: skip
 def test_a_bad_run_file_is_one_line(changes: dict[str, Any], reason: str) -> None:
@@ -44,6 +49,11 @@ def test_a_model_file_is_found_beside_the_run_file_and_its_keys_can_be_overridde
     assert (model.hidden, model.seq_len) == (32, 8)
 
 
+def test_buffer_budgets_are_sizes_with_a_unit() -> None:
+    buffers = parse(buffers={"ram": "2 GiB", "file": "40 GB"}).buffers
+    assert (buffers.ram_bytes, buffers.file_bytes, buffers.device_bytes) == (2 << 30, 40 * 10**9, 0)
+
+
 def test_the_resolved_form_reads_back(tmp_path: Path) -> None:
     config = parse()
     (tmp_path / "config.json").write_text(config.model_dump_json())
@@ -54,3 +64,11 @@ def test_the_resolved_form_reads_back(tmp_path: Path) -> None:
 def test_shipped_run_files_load(name: str) -> None:
     config = RunConfig.load(configs_folder() / "runs" / f"{name}.toml")
     assert config.name == name
+
+
+@pytest.mark.parametrize(
+    ("given", "steps"), [({}, 20), ({"warmup_steps": 15}, 30), ({"fix_variance_after": 7}, 7), ({"steps": 3}, 1)]
+)
+def test_quantized_adam_learns_v_for_a_fifth_of_the_run_unless_told(given: dict[str, Any], steps: int) -> None:
+    training = {"steps": 100, "batch_size": 1, "optimizer": "quantized_adam"} | given
+    assert parse(training=training).training.variance_steps == steps

@@ -19,7 +19,7 @@ FLOORS: list[dict[str, str]] = [
     dict.fromkeys(
         (
             *("fact", "model_config", "topology", "profile", "schedule", "plan", "timeline", "wire", "config"),
-            *("run_directory", "resources"),
+            *("run_directory", "resources", "codec_spec"),
         ),
         "",
     ),

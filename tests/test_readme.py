@@ -55,8 +55,8 @@ def test_the_newest_record_of_a_setting_counts(tmp_path: Path) -> None:
     (tmp_path / "overlap.jsonl").write_text(json.dumps(older) + "\n" + json.dumps(OVERLAP) + "\n", encoding="utf-8")
     (tmp_path / "links.jsonl").write_text(json.dumps(LINKS) + "\n", encoding="utf-8")
     text = readme_table.table(tmp_path)
-    assert "| uplink | stages × microbatches | dilation | bound | wantrain | torch 1F1B |" in text
-    assert "| 500 Mbit/s | 8 × 16 | 4 | 5.10 | 5.50 | 9.90 |" in text
+    assert "| uplink | activations | their gradients | stages × microbatches | dilation | bound |" in text
+    assert "| 500 Mbit/s | raw:fp32 | raw:fp32 | 8 × 16 | 4 | 5.10 | 5.50 | 9.90 |" in text
     assert "| long | 10 × 64 MB | 911 | 801 | 7 | 216 |" in text
     assert "7.7" not in text
 

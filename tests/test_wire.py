@@ -13,7 +13,14 @@ BODY = memoryview(bytes(range(24)))
 
 
 def header(**changes: object) -> wire.Header:
-    given: dict[str, object] = {"codec": "raw:fp32", "dtype": "bf16", "shape": (2, 3), "sequence": 7, "body_bytes": 24}
+    given: dict[str, object] = {
+        "codec": "raw:fp32",
+        "bits": 32,
+        "dtype": "bf16",
+        "shape": (2, 3),
+        "sequence": 7,
+        "body_bytes": 24,
+    }
     return wire.Header(**(given | changes)).sealed(BODY)  # type: ignore[arg-type]
 
 
@@ -27,8 +34,26 @@ def test_payload_of_an_empty_tensor_is_its_header() -> None:
 
 
 def test_unknown_codec_names_the_nearest() -> None:
-    with pytest.raises(ConfigError, match=r"unknown codec 'raw:fp23'.*did you mean 'raw:fp32'"):
+    with pytest.raises(ConfigError, match=r"unknown codec 'raw:fp23'.*did you mean 'fp32'"):
         wire.payload_bytes("raw:fp23", (1,))
+
+
+def test_quantized_bytes_are_a_scale_a_group_and_bits_for_each_value() -> None:
+    assert wire.payload_bytes("quantized:4,group=128", (1, 1024, 1600)) == 64 + 2 * 1024 * 13 + 1024 * 1600 // 2
+    assert wire.payload_bytes("quantized:3,group=32", (3, 65)) == 64 + 32 + 3 * 9 * 3
+
+
+def test_a_first_visit_counts_as_its_own_codec() -> None:
+    later, first = wire.payload_bytes("aqsgd:4", (2, 64, 128)), wire.payload_bytes("aqsgd:4", (2, 64, 128), num_first=2)
+    assert first == wire.payload_bytes("raw:fp32", (2, 64, 128))
+    assert later == wire.payload_bytes("quantized:4", (2, 64, 128))
+    assert wire.payload_bytes("aqsgd:4", (2, 64, 128), num_first=1) == 64 + (first + later) // 2 - 64
+    assert wire.payload_bytes("aqsgd:4", (2, 64, 128), bits=8) == wire.payload_bytes("quantized:8", (2, 64, 128))
+
+
+def test_cocktail_takes_an_eightyfifth_and_less() -> None:
+    values = 4 * 2**20
+    assert 85 * wire.payload_bytes("cocktail:4", (values,)) < wire.payload_bytes("raw:fp32", (values,))
 
 
 def test_header_keeps_the_body_aligned() -> None:
@@ -40,10 +65,13 @@ def test_header_keeps_the_body_aligned() -> None:
     st.lists(st.integers(0, 2**32 - 1), max_size=4),
     st.integers(0, 2**64 - 1),
     st.integers(0, 255),
+    st.integers(0, 2**64 - 1),
     st.binary(max_size=99),
 )
-def test_unpack_inverts_pack(shape: list[int], sequence: int, stream: int, body: bytes) -> None:
-    sealed = wire.Header("raw:bf16", "fp32", tuple(shape), sequence, len(body), stream, 64).sealed(memoryview(body))
+def test_unpack_inverts_pack(shape: list[int], sequence: int, stream: int, first: int, body: bytes) -> None:
+    sealed = wire.Header("quantized", 4, "fp32", tuple(shape), sequence, len(body), stream, 64, first).sealed(
+        memoryview(body)
+    )
     found = wire.unpack_header(memoryview(sealed.pack()))
     assert found == sealed
     found.check_body(memoryview(body))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from wantrain.profile import ModelProfile, gpt_profile
     from wantrain.scheduler.solve import make_plan
     from wantrain.topology import Topology
+    from wantrain.training.quantized_adam import QuantizedAdam
     from wantrain.training.trainer import Batch, StepResult, Trainer
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "ModelConfig",
     "ModelProfile",
     "Plan",
+    "QuantizedAdam",
     "RunConfig",
     "StepResult",
     "Topology",
@@ -42,6 +44,7 @@ _HOMES = {
     "ModelConfig": "model_config",
     "ModelProfile": "profile",
     "Plan": "plan",
+    "QuantizedAdam": "training.quantized_adam",
     "RunConfig": "config",
     "StepResult": "training.trainer",
     "Topology": "topology",

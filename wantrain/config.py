@@ -5,6 +5,7 @@
     [training]    steps, batch, optimizer
     [parallel]    topology, stages × replicas, schedule, codecs
     [checkpoint]  how often, how many
+    [buffers]     what message buffers may take
 
 Every field has a default but the ones that make the run what it is.
 """
@@ -14,13 +15,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from wantrain.errors import ConfigError
 from wantrain.fact import Fact, read_json, read_toml
 from wantrain.model_config import ModelConfig
-from wantrain.plan import DEFAULT_BUCKET_BYTES
+from wantrain.plan import DEFAULT_BUCKET_BYTES, BackwardCodec, ForwardCodec, GradientCodec
 from wantrain.schedule import ScheduleKind
+from wantrain.units import parse_bytes
 
 MAX_TIMEOUT_S = 86400.0
 
@@ -37,7 +39,7 @@ class DataConfig(Fact):
 
 
 class TrainingConfig(Fact):
-    """Steps, batch and optimizer (AdamW, linear warm-up, cosine decay)."""
+    """Steps, batch and optimizer (linear warm-up, cosine decay)."""
 
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=1)
@@ -48,6 +50,11 @@ class TrainingConfig(Fact):
     learning_rate: float = Field(default=1e-3, gt=0)
     final_learning_rate_ratio: float = Field(default=0.1, ge=0, le=1)
     warmup_steps: int = Field(default=0, ge=0)
+    optimizer: Literal["adamw", "quantized_adam"] = "adamw"
+    """quantized_adam: after a while √v stays as it is and momenta are averaged instead of gradients, so that
+    gradient_codec may be narrower. Before that gradients are averaged in full precision."""
+    fix_variance_after: int | None = Field(default=None, ge=1)
+    """Steps for which quantized_adam learns v, at least warmup_steps; null: a fifth of all, or twice warmup_steps."""
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = Field(default=0.1, ge=0)
     clip_norm: float | None = Field(default=1.0, gt=0)
@@ -63,6 +70,22 @@ class TrainingConfig(Fact):
     threads: int = Field(default=1, ge=1)
     """Threads per rank for computing on the CPU. Numbers are bit for bit repeatable for equal threads."""
 
+    @property
+    def variance_steps(self) -> int:
+        """Return for how many steps quantized_adam learns v."""
+        return self.fix_variance_after or max(1, self.steps // 5, 2 * self.warmup_steps)
+
+    @model_validator(mode="after")
+    def _optimizer_fits(self) -> Self:
+        if self.fix_variance_after is not None and self.optimizer != "quantized_adam":
+            raise ValueError('fix_variance_after is for optimizer = "quantized_adam"; leave it out')
+        if self.fix_variance_after is not None and self.fix_variance_after < self.warmup_steps:
+            raise ValueError(
+                f"v can't be fixed before the rate is warm (got fix_variance_after = {self.fix_variance_after},"
+                f" expected at least warmup_steps = {self.warmup_steps}); raise it"
+            )
+        return self
+
 
 class ParallelConfig(Fact):
     """Who does what, if no plan file says it."""
@@ -74,9 +97,11 @@ class ParallelConfig(Fact):
     schedule: ScheduleKind = "1f1b"
     max_in_flight: tuple[int, ...] | None = None
     """Microbatches in flight by stage; null lets the plan choose by simulation, within memory."""
-    forward_codec: str = "raw:fp32"
-    backward_codec: str = "raw:fp32"
-    gradient_codec: str = "raw:fp32"
+    forward_codec: ForwardCodec = "raw:fp32"
+    backward_codec: BackwardCodec = "raw:fp32"
+    gradient_codec: GradientCodec = "raw:fp32"
+    max_codec_error: float | None = Field(default=None, gt=0)
+    """Relative error of a boundary's payloads above which its codecs get more bits; null leaves them as they are."""
     bucket_bytes: int = Field(default=DEFAULT_BUCKET_BYTES, ge=1)
     timeout_s: float = Field(default=120.0, gt=0, le=MAX_TIMEOUT_S)
     """Longest wait for a payload before the peer that should have sent it is named and the run ends."""
@@ -89,6 +114,39 @@ class CheckpointConfig(Fact):
     keep: int = Field(default=3, ge=1)
 
 
+class BufferConfig(Fact):
+    """What a worker's message buffers may take, all of them together (codec aqsgd). Sizes are text: "16 GiB"."""
+
+    ram: str = "1 GiB"
+    """Host memory; holds at least the samples of two steps."""
+    file: str = "0 B"
+    """A file in the run directory. With checkpoints, what changes between two of them takes room twice. What has no
+    room in memory or file is sent in full at its next visit."""
+    device: str = "0 B"
+    """A GPU's memory, for copies of entries; 0 lets the codec work in pinned host memory."""
+    on_checkpoint: Literal["keep", "drop"] = "keep"
+    """keep: a resumed run goes on with the very numbers. Entries in the file cost only what has changed since the last
+    checkpoint; entries that are in memory alone are all written at every one. drop: a resumed run sends all anew."""
+
+    @field_validator("ram", "file", "device")
+    @classmethod
+    def _is_size(cls, text: str) -> str:
+        parse_bytes(text)
+        return text
+
+    @property
+    def ram_bytes(self) -> int:
+        return parse_bytes(self.ram)
+
+    @property
+    def file_bytes(self) -> int:
+        return parse_bytes(self.file)
+
+    @property
+    def device_bytes(self) -> int:
+        return parse_bytes(self.device)
+
+
 class RunConfig(Fact):
     """A whole run file."""
 
@@ -98,6 +156,7 @@ class RunConfig(Fact):
     training: TrainingConfig
     parallel: ParallelConfig = ParallelConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    buffers: BufferConfig = BufferConfig()
 
     @model_validator(mode="after")
     def _lanes_fit(self) -> Self:

@@ -12,17 +12,36 @@ Ranks are laid out replica by replica, stage by stage:
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from wantrain.errors import PlanError
+from wantrain.codec_spec import check_activation_codec, check_gradient_codec
+from wantrain.errors import ConfigError, PlanError
 from wantrain.fact import Fact, read_json, write_text
 from wantrain.schedule import Schedule, ScheduleKind, make_schedule
 from wantrain.wire import Transport
 
 VERSION = 1
+
+
+def _checked(check: Callable[[str], str]) -> AfterValidator:
+    def validate(name: str) -> str:
+        try:
+            return check(name)
+        except ConfigError as caught:
+            raise ValueError(str(caught)) from None
+
+    return AfterValidator(validate)
+
+
+ForwardCodec = Annotated[str, _checked(partial(check_activation_codec, is_forward=True))]
+BackwardCodec = Annotated[str, _checked(partial(check_activation_codec, is_forward=False))]
+GradientCodec = Annotated[str, _checked(check_gradient_codec)]
+"""Names of codecs, see `wantrain.codec_spec`; one that can't do the work is refused."""
 
 DEFAULT_BUCKET_BYTES = 4 * 2**20
 """Chosen: at 100 Mbit/s a bucket takes a third of a second, at 1 ms a thousandth of that goes to latency."""
@@ -47,8 +66,8 @@ class ReplicaPlan(Fact):
 class BoundaryPlan(Fact):
     """What crosses from one stage to the next: codecs by direction, and the transport of each replica's link."""
 
-    forward_codec: str = "raw:fp32"
-    backward_codec: str = "raw:fp32"
+    forward_codec: ForwardCodec = "raw:fp32"
+    backward_codec: BackwardCodec = "raw:fp32"
     transports: tuple[Transport, ...]
 
 
@@ -77,9 +96,11 @@ class Plan(Fact):
     stages: tuple[StagePlan, ...] = Field(min_length=1)
     replicas: tuple[ReplicaPlan, ...] = Field(min_length=1)
     boundaries: tuple[BoundaryPlan, ...] = ()
-    gradient_codec: str = "raw:fp32"
+    gradient_codec: GradientCodec = "raw:fp32"
     gradient_transport: Transport = Transport()
     bucket_bytes: int = Field(default=DEFAULT_BUCKET_BYTES, ge=1)
+    max_codec_error: float | None = None
+    """Relative error of a boundary's payloads above which more bits are used; None: as many as the codec says."""
     under_way_bytes: dict[str, int] = Field(default_factory=dict)
     """What a worker may have under way in all, where its links share a line: so what is ready first goes first."""
     prediction: Prediction | None = None

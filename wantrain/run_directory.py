@@ -22,6 +22,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from wantrain.errors import ConfigError
 from wantrain.fact import Fact
 from wantrain.timeline import Event, Timeline, merge
@@ -35,8 +37,19 @@ class LinkTraffic(Fact):
     busy_s: float
 
 
+class CodecLoss(Fact):
+    """What a lossy codec lost in one microbatch of a step: error by the norm of what was sent, share of clipped."""
+
+    relative_error: float
+    clipped_share: float
+    bits: int
+
+
 class StepRecord(Fact):
-    """One rank's line for one step. `loss` is the batch's mean, the same on every rank."""
+    """One rank's line for one step. `loss` is the batch's mean, the same on every rank.
+
+    `codecs` is what was lost, by "PEER/WAY", on the boundaries to which this rank sends with a lossy codec.
+    """
 
     step: int
     loss: float
@@ -48,6 +61,7 @@ class StepRecord(Fact):
     waited_s: dict[str, float]
     sent: dict[str, LinkTraffic]
     finished_at: float
+    codecs: dict[str, CodecLoss] = Field(default_factory=dict)
 
 
 class ValidationRecord(Fact):
@@ -123,6 +137,11 @@ class RunDirectory:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def buffers(self) -> Path:
+        """Where message buffers keep what has no room in memory."""
+        return self.path / "buffers"
 
     @property
     def logs(self) -> Path:

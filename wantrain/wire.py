@@ -3,11 +3,12 @@
 Pure arithmetic on plain values, so that the scheduler, the simulator, the channels and the codecs all count the same
 bytes. One payload is one message:
 
-    0      4       6     8    9     10   11     12         16          32       40         48       56       64
-    | magic|version|codec|bits|dtype|rank|stream|group_size|shape[4]   |sequence|body_bytes|checksum|reserved| body …
+    0      4       6     8    9     10   11     12         16          32       40         48      56       64
+    | magic|version|codec|bits|dtype|rank|stream|group_size|shape[4]   |sequence|body_bytes|first  |checksum| body …
 
 The header has 64 bytes, so a body in a 64-byte aligned buffer is aligned too, and a decoded tensor may lie in it.
-The checksum is xxh3_64 of the body, seeded with the xxh3_64 of the fields before it: it covers both.
+`first` has a bit for each sample that is sent as a first visit. The checksum is xxh3_64 of the body, seeded with the
+xxh3_64 of the fields before it: it covers both. What a body holds is in `kernels/README.md`.
 """
 
 from __future__ import annotations
@@ -19,16 +20,17 @@ from typing import Self
 
 import xxhash
 
-from wantrain.errors import ChannelError, ConfigError, did_you_mean
+from wantrain.codec_spec import CodecSpec, parse_codec
+from wantrain.errors import ChannelError, ConfigError
 
 HEADER_BYTES = 64
-VERSION = 1
+VERSION = 2
 MAX_DIMS = 4
 MAX_CONNECTIONS = 16
 """Chosen: 16 connections carry 1 Gbit/s over 128 ms one way; more would mostly add threads."""
 
 _MAGIC = b"wtrn"
-_FIELDS = struct.Struct("<4sHHBBBBI4IQQ")
+_FIELDS = struct.Struct("<4sHHBBBBI4IQQQ")
 _CHECKSUM = struct.Struct("<Q")
 
 CONNECTION_BYTES_PER_ROUND_TRIP = 2.0e6
@@ -44,50 +46,73 @@ _CHUNK_S = 0.04
 _MIN_CHUNK_BYTES = 64 * 1024
 
 
-@dataclass(frozen=True)
-class WireFormat:
-    """How a codec's values look on the wire: its number in the header and its bits per value."""
+CODEC_NUMBERS = {"raw:fp32": 1, "raw:bf16": 2, "raw:fp16": 3, "quantized": 4, "hadamard": 5, "aqsgd": 6, "cocktail": 7}
+"""What a header calls a codec's family."""
 
-    number: int
-    bits: int
-
-
-WIRE_FORMATS = {
-    "raw:fp32": WireFormat(number=1, bits=32),
-    "raw:bf16": WireFormat(number=2, bits=16),
-    "raw:fp16": WireFormat(number=3, bits=16),
-}
-
-_CODEC_NAMES = {wire_format.number: name for name, wire_format in WIRE_FORMATS.items()}
+_CODEC_NAMES = {number: name for name, number in CODEC_NUMBERS.items()}
 DTYPE_NUMBERS = {"fp32": 1, "bf16": 2, "fp16": 3}
 _DTYPE_NAMES = {number: name for name, number in DTYPE_NUMBERS.items()}
 
-
-def wire_format(codec_name: str) -> WireFormat:
-    """Return a codec's wire format; raise ConfigError that names the nearest codec for an unknown name."""
-    if codec_name not in WIRE_FORMATS:
-        hint = did_you_mean(codec_name, WIRE_FORMATS)
-        raise ConfigError(f"unknown codec '{codec_name}'{hint}; known are {', '.join(WIRE_FORMATS)}")
-    return WIRE_FORMATS[codec_name]
+MAX_REMEMBERED = 64
+"""A header has this many bits for samples that are sent as first visits."""
 
 
-def payload_bytes(codec_name: str, shape: tuple[int, ...]) -> int:
-    """Return the size of a payload, header included, of a tensor of this shape."""
-    return HEADER_BYTES + math.ceil(math.prod(shape) * wire_format(codec_name).bits / 8)
+def payload_bytes(codec_name: str, shape: tuple[int, ...], num_first: int = 0, bits: int | None = None) -> int:
+    """Return the size of a payload, header included, of a tensor of this shape.
+
+    `num_first`: how many of the tensor's samples (its first dimension) are first visits, for codecs that tell them
+    apart. `bits` overrides the name's.
+    """
+    return HEADER_BYTES + body_bytes(parse_codec(codec_name), shape, num_first, bits)
+
+
+def body_bytes(spec: CodecSpec, shape: tuple[int, ...], num_first: int = 0, bits: int | None = None) -> int:
+    """Return the size of a body; see `payload_bytes`."""
+    bits = spec.bits if bits is None else bits
+    if spec.kind == "raw":
+        return math.prod(shape) * spec.bits // 8
+    if spec.kind == "cocktail":
+        return sum(cocktail_parts(spec, math.prod(shape)))
+    if spec.kind == "aqsgd":
+        num_samples, each = (shape[0], shape[1:]) if shape else (1, shape)
+        first, later = body_bytes(parse_codec(spec.first), each), quantized_bytes(each, bits, spec.group_size)
+        return num_first * aligned(first) + (num_samples - num_first) * aligned(later)
+    return quantized_bytes(shape, bits, spec.group_size)
+
+
+def quantized_bytes(shape: tuple[int, ...], bits: int, group_size: int) -> int:
+    """Return the bytes of scales and codes: a bf16 per group, and `bits` bytes for every eight values of a row."""
+    rows, length = (math.prod(shape[:-1]), shape[-1]) if shape else (1, 1)
+    return aligned(2 * rows * math.ceil(length / group_size)) + rows * math.ceil(length / 8) * bits
+
+
+def cocktail_parts(spec: CodecSpec, num_values: int) -> tuple[int, int]:
+    """Return the bytes of the bitmap over the masked values (none where all are kept), and of the values kept."""
+    masked = math.ceil(num_values / round(1 / spec.mask))
+    kept = math.ceil(masked * spec.top)
+    bitmap_bytes = aligned(math.ceil(masked / 8)) if spec.top < 1 else 0
+    return bitmap_bytes, quantized_bytes((kept,), spec.bits, spec.group_size)
+
+
+def aligned(num_bytes: int) -> int:
+    """Return the next multiple of 16: parts of a body begin there."""
+    return -(-num_bytes // 16) * 16
 
 
 @dataclass(frozen=True)
 class Header:
-    """The first 64 bytes of a payload. `dtype` is the tensor's before encoding; `stream` tells kinds of payload apart
-    that share a channel."""
+    """The first 64 bytes of a payload. `codec` is the family; `dtype` is the tensor's before encoding; `stream` tells
+    kinds of payload apart that share a channel; `first` has a bit for each sample that is a first visit."""
 
     codec: str
+    bits: int
     dtype: str
     shape: tuple[int, ...]
     sequence: int
     body_bytes: int
     stream: int = 0
     group_size: int = 0
+    first: int = 0
     checksum: int = 0
 
     def sealed(self, body: memoryview) -> Self:
@@ -96,7 +121,7 @@ class Header:
 
     def pack(self) -> bytes:
         """Return the 64 bytes."""
-        return (self._pack_fields() + _CHECKSUM.pack(self.checksum)).ljust(HEADER_BYTES, b"\0")
+        return self._pack_fields() + _CHECKSUM.pack(self.checksum)
 
     def check_body(self, body: memoryview) -> None:
         """Raise ChannelError where the body is not the one that was sealed."""
@@ -109,12 +134,11 @@ class Header:
             )
 
     def _pack_fields(self) -> bytes:
-        form = wire_format(self.codec)
         return _FIELDS.pack(
             _MAGIC,
             VERSION,
-            form.number,
-            form.bits,
+            CODEC_NUMBERS[self.codec],
+            self.bits,
             DTYPE_NUMBERS[self.dtype],
             len(self.shape),
             self.stream,
@@ -123,6 +147,7 @@ class Header:
             *[0] * (MAX_DIMS - len(self.shape)),
             self.sequence,
             self.body_bytes,
+            self.first,
         )
 
     def _checksum(self, body: memoryview) -> int:
@@ -139,19 +164,21 @@ def unpack_header(data: memoryview) -> Header:
     if version != VERSION:
         raise ChannelError(f"payload has version {version} (expected {VERSION}); run one wantrain on all workers")
     name = _CODEC_NAMES.get(codec)
-    if name is None or WIRE_FORMATS[name].bits != bits or dtype not in _DTYPE_NAMES or rank > MAX_DIMS:
-        raise ChannelError(f"payload header was damaged (codec {codec}, bits {bits}, dtype {dtype}, {rank} dimensions)")
-    *shape, sequence, body_bytes = rest
-    if any(shape[rank:]) or any(data[_FIELDS.size + _CHECKSUM.size : HEADER_BYTES]):
+    if name is None or dtype not in _DTYPE_NAMES or rank > MAX_DIMS:
+        raise ChannelError(f"payload header was damaged (codec {codec}, dtype {dtype}, {rank} dimensions)")
+    *shape, sequence, num_body_bytes, first = rest
+    if any(shape[rank:]):
         raise ChannelError("payload header was damaged (bytes that must be zero are not)")
     return Header(
         codec=name,
+        bits=bits,
         dtype=_DTYPE_NAMES[dtype],
         shape=tuple(shape[:rank]),
         sequence=sequence,
-        body_bytes=body_bytes,
+        body_bytes=num_body_bytes,
         stream=stream,
         group_size=group_size,
+        first=first,
         checksum=_CHECKSUM.unpack_from(data, _FIELDS.size)[0],
     )
 

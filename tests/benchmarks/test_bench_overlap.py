@@ -16,7 +16,7 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
     ("bit_per_s", "expected"), [(10e9, 2.21), (1e9, 2.89), (500e6, 5.10), (300e6, 8.10), (100e6, 23.13)]
 )
 def test_the_bound_is_that_of_the_published_shape(bit_per_s: float, expected: float) -> None:
-    assert bound_s(8, 16, 1024 * 1600 * 4, bit_per_s / 8) == pytest.approx(expected, abs=0.006)
+    assert bound_s(8, 16, 1024 * 1600 * 4, 1024 * 1600 * 4, bit_per_s / 8) == pytest.approx(expected, abs=0.006)
 
 
 def test_workers_share_nothing_but_their_own_uplink(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """The contract of every codec."""
 
+import re
+
 import pytest
 import torch
 
@@ -7,8 +9,18 @@ from wantrain import wire
 from wantrain.codecs.codec import Codec, make_codec
 from wantrain.errors import ChannelError, CodecError, ConfigError
 
+LOSSLESS = ("raw:fp32", "raw:bf16", "raw:fp16")
+NAMES = (
+    *LOSSLESS,
+    "quantized:8",
+    "quantized:3,group=32",
+    "quantized:6,rounding=stochastic",
+    "hadamard:8,group=64",
+    "hadamard:4,rounding=stochastic",
+)
 
-@pytest.fixture(params=list(wire.WIRE_FORMATS))
+
+@pytest.fixture(params=NAMES)
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -21,22 +33,27 @@ def ends(name: str) -> tuple[Codec, Codec]:
 @pytest.mark.parametrize("shape", [(), (0,), (1,), (63,), (2, 65), (2, 3, 4, 5)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_decode_gives_shape_dtype_and_alignment_back(
-    ends: tuple[Codec, Codec], shape: tuple[int, ...], dtype: torch.dtype
+    name: str, ends: tuple[Codec, Codec], shape: tuple[int, ...], dtype: torch.dtype
 ) -> None:
     tensor = torch.randn(shape).to(dtype)
     payload = ends[0].encode(tensor)
-    assert payload.numel() == wire.payload_bytes(ends[0].name, shape)
+    assert payload.numel() == wire.payload_bytes(name, shape)
     found = ends[1].decode(payload)
     assert (found.shape, found.dtype) == (tensor.shape, dtype)
-    assert found.data_ptr() % 64 == 0
-    torch.testing.assert_close(found, tensor, rtol=1 / 128, atol=1e-6)
+    assert found.data_ptr() % 64 == 0 or not tensor.numel()
+    if name in LOSSLESS:
+        torch.testing.assert_close(found, tensor, rtol=1 / 128, atol=1e-6)
+    elif tensor.numel():
+        bits = int(re.sub(r"\D.*", "", name.partition(":")[2]))
+        largest = float(tensor.abs().max())
+        assert float((found.float() - tensor.float()).abs().max()) <= 8 * largest / 2**bits
 
 
 def test_encoding_leaves_the_tensor_free_to_change(ends: tuple[Codec, Codec]) -> None:
     tensor = torch.ones(100)
     payload = ends[0].encode(tensor)
     tensor.zero_()
-    assert torch.equal(ends[1].decode(payload), torch.ones(100))
+    assert float(ends[1].decode(payload).min()) > 0.3
 
 
 def test_lost_payload_is_found(ends: tuple[Codec, Codec]) -> None:
@@ -75,5 +92,5 @@ def test_dtypes_and_shapes_that_cannot_travel_are_refused(ends: tuple[Codec, Cod
 
 
 def test_unknown_codec_is_refused() -> None:
-    with pytest.raises(ConfigError, match="did you mean 'raw:fp16'"):
+    with pytest.raises(ConfigError, match="did you mean 'fp16'"):
         make_codec("raw:fp61")

@@ -1,11 +1,12 @@
 import threading
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from tests.jobs import TIMEOUT_S, run_ranks
-from wantrain.comm.allreduce import Reducer
+from wantrain.comm.allreduce import Handle, Reducer
 from wantrain.comm.loopback import loopback_pair
 from wantrain.pipeline.gradients import GradientBuckets
 
@@ -45,9 +46,9 @@ def test_a_bucket_leaves_when_its_last_gradient_is_in_and_not_before_the_last_ba
     submitted: list[int] = []
 
     class Watched(Reducer):
-        def submit(self, bucket: torch.Tensor) -> object:  # type: ignore[override]
+        def submit(self, bucket: torch.Tensor, *rest: Any) -> Handle:
             submitted.append(bucket.numel())
-            return super().submit(bucket)
+            return super().submit(bucket, *rest)
 
     layers = make_layers()
     reducer = Watched(0, {1: a}, TIMEOUT_S)

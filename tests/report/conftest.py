@@ -12,6 +12,7 @@ import pytest
 
 from wantrain.plan import Plan
 from wantrain.run_directory import (
+    CodecLoss,
     LinkMeasurement,
     LinkTraffic,
     NetworkRecord,
@@ -126,6 +127,7 @@ def step_record(rank: int, step: int, workers: tuple[str, ...]) -> StepRecord:
             twin: LinkTraffic(raw_bytes=2_100_000, wire_bytes=2_100_600, busy_s=0.18 + 0.02 * rank),
         },
         finished_at=BEGAN_AT + 0.7 * (step + 1),
+        codecs={f"{neighbour}/forward": CodecLoss(relative_error=0.1 / (step + 1), clipped_share=0.01, bits=4)},
     )
 
 

@@ -48,7 +48,7 @@ def test_a_whole_run_gives_one_light_page_with_every_section(finished_run):
     check_balanced(page)
     assert finished_run.report.stat().st_size < 1_000_000
     assert page.count("<section") == len(SECTIONS)
-    assert page.count("<svg") == 4
+    assert page.count("<svg") == 5
     assert "class='absent'" not in page
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 from wantrain.report import sections
 from wantrain.report.read import read_run
@@ -61,3 +62,12 @@ def test_without_emulation_nothing_was_asked_of_the_network(finished_run):
 def test_ranks_that_find_no_room_are_counted(finished_run, monkeypatch):
     monkeypatch.setattr(sections, "MAX_RANKS", 3)
     assert "Shown: the first 3 of 4 ranks." in sections.one_step(read_run(finished_run))
+
+
+def test_codecs_are_shown_from_first_to_last_and_left_out_where_all_are_raw(finished_run):
+    data = read_run(finished_run)
+    page = sections.codecs(data)
+    assert page.count("<tr>") == 1 + 4
+    assert ">0.1<" in page
+    raw = tuple(tuple(record.model_copy(update={"codecs": {}}) for record in records) for records in data.steps)
+    assert sections.codecs(replace(data, steps=raw)) == ""

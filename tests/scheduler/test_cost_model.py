@@ -24,8 +24,23 @@ def test_buckets_cover_the_stages_parameters() -> None:
     plan = plan_of(2, 2, bucket_bytes=10_000)
     sizes = bucket_sizes(plan, PROFILE, 0)
     span = plan.stages[0]
-    assert sum(sizes) == 64 + sum(layer.parameter_bytes for layer in PROFILE.layers[span.first_layer : span.end_layer])
-    assert max(sizes) == 10_000
+    weights = sum(layer.parameter_bytes for layer in PROFILE.layers[span.first_layer : span.end_layer])
+    assert sum(sizes) == 64 * len(sizes) + weights
+    assert max(sizes) == 64 + 10_000
+    narrow = bucket_sizes(change(plan, gradient_codec="quantized:4"), PROFILE, 0)
+    assert len(narrow) == len(sizes)
+    assert 7.0 < sum(sizes) / sum(narrow) < 8.0
+
+
+def test_a_codec_that_feeds_errors_back_costs_the_weights_once_more_where_there_are_replicas() -> None:
+    def memory(codec: str, replicas: int) -> int:
+        return memory_bytes(plan_of(2, replicas, gradient_codec=codec), PROFILE, 0)
+
+    plan = plan_of(2, 2)
+    span = plan.stages[0]
+    weights = sum(layer.parameter_bytes for layer in PROFILE.layers[span.first_layer : span.end_layer])
+    assert memory("error_feedback:quantized:4", 2) - memory("quantized:4", 2) == weights
+    assert memory("error_feedback:quantized:4", 1) == memory("quantized:4", 1)
 
 
 def test_seconds_follow_the_workers_own_speed() -> None:

@@ -13,7 +13,8 @@ from wantrain.plan import Plan
 from wantrain.run_directory import RunDirectory, StepRecord
 from wantrain.training import checkpoint
 from wantrain.training.job import Job, plan_for
-from wantrain.training.loop import learning_rate, train
+from wantrain.training.loop import codec_settings, learning_rate, make_optimizer, train
+from wantrain.training.quantized_adam import QuantizedAdam
 
 TEXT = "".join(f"{i} is a number and {i * i} is its square.\n" for i in range(400))
 
@@ -27,8 +28,21 @@ def _cache_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def make_config(folder: Path, **training: Any) -> RunConfig:
-    (folder / "text.txt").write_text(TEXT)
+LOSSY = {
+    "forward_codec": "aqsgd:4,group=32,first=hadamard:8",
+    "backward_codec": "quantized:6,group=32,rounding=stochastic",
+    "gradient_codec": "error_feedback:quantized:4,group=32",
+}
+
+
+def make_config(
+    folder: Path,
+    text: str = TEXT,
+    parallel: dict[str, Any] | None = None,
+    buffers: dict[str, Any] | None = None,
+    **training: Any,
+) -> RunConfig:
+    (folder / "text.txt").write_text(text)
     return RunConfig.parse(
         {
             "model": {"num_layers": 4, "hidden": 32, "num_heads": 2, "seq_len": 16},
@@ -39,6 +53,8 @@ def make_config(folder: Path, **training: Any) -> RunConfig:
                 **training,
             },
             "checkpoint": {"every": 2, "keep": 2},
+            "parallel": parallel or {},
+            "buffers": buffers or {},
         },
         ConfigError,
         "test",
@@ -63,7 +79,8 @@ def run_job(
     whole = Job(config, flat_topology(plan.world_size), plan)
 
     def body(rank: int) -> None:
-        trainer = make_trainer(plan, job.member(rank), rank, model=config.model)
+        settings = codec_settings(config, run, plan.workers[rank])
+        trainer = make_trainer(plan, job.member(rank), rank, model=config.model, codec_settings=settings)
 
         def stop_requested() -> bool:
             if trainer.step_number == crash_at:
@@ -122,6 +139,48 @@ def test_a_killed_run_goes_on_with_the_very_losses_it_would_have_had(tmp_path: P
     assert [record.validation_loss for record in broken.read_validations()] == [
         record.validation_loss for record in whole.read_validations()
     ]
+
+
+@pytest.mark.parametrize("buffers", [{}, {"ram": "200 kB", "file": "1 MB"}], ids=["ram", "file"])
+def test_a_killed_run_with_lossy_codecs_goes_on_with_the_very_losses(tmp_path: Path, buffers: dict[str, Any]) -> None:
+    config = make_config(tmp_path, TEXT[:700], LOSSY, buffers, steps=14, validate_every=7)
+    plan = plan_of(config, 2, 2)
+    whole, broken = RunDirectory(tmp_path / "whole"), RunDirectory(tmp_path / "broken")
+    run_job(config, plan, whole)
+    with pytest.raises(CrashError):
+        run_job(config, plan, broken, crash_at=11)
+    run_job(config, plan, broken, is_resumed=True)
+    for rank in range(4):
+        assert losses(broken, rank) == losses(whole, rank)
+    first, last = whole.read_steps(0)[0], whole.read_steps(0)[-1]
+    peer = plan.workers[1]
+    assert last.sent[peer].wire_bytes < first.sent[peer].wire_bytes  # every sample has been seen
+    assert 0 < last.codecs[f"{peer}/forward"].relative_error < 0.2
+    assert last.codecs[f"{peer}/forward"].bits == 4
+
+
+def test_dropped_buffers_begin_with_first_visits(tmp_path: Path) -> None:
+    config = make_config(tmp_path, TEXT[:700], LOSSY, {"on_checkpoint": "drop"}, steps=14)
+    plan = plan_of(config, 2, 1)
+    run = RunDirectory(tmp_path / "run")
+    with pytest.raises(CrashError):
+        run_job(config, plan, run, crash_at=11)
+    run_job(config, plan, run, is_resumed=True)
+    sent = [record.sent[plan.workers[1]].wire_bytes for record in run.read_steps(0)]
+    assert sent[10] == sent[0] > sent[9]
+    assert not list(run.checkpoints.rglob("buffer-*"))
+
+
+def test_bits_rise_where_too_much_is_lost_and_the_run_says_so(tmp_path: Path) -> None:
+    config = make_config(tmp_path, parallel={"backward_codec": "quantized:3", "max_codec_error": 0.05}, steps=5)
+    run = RunDirectory(tmp_path / "run")
+    plan = plan_of(config, 2, 1)
+    run_job(config, plan, run)
+    records = run.read_steps(1)
+    bits = [record.codecs[f"{plan.workers[0]}/backward"].bits for record in records]
+    assert bits == [3, 4, 6, 6, 6]
+    assert records[-1].codecs[f"{plan.workers[0]}/backward"].relative_error < 0.05
+    assert "4 → 6 bits from the next step" in run.notes.read_text()
 
 
 @pytest.mark.parametrize(("stages", "replicas"), [(1, 1), (2, 1), (2, 2), (1, 4)])
@@ -222,3 +281,34 @@ def test_ranks_with_other_text_are_refused(tmp_path: Path) -> None:
 
     with pytest.raises(PlanError, match="the training text of worker 'w-1' differs"):
         run_ranks(2, body)
+
+
+def test_what_gradients_owe_is_dropped_under_another_plan_and_said_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config(tmp_path, parallel={"gradient_codec": "error_feedback:quantized:4"})
+    run = RunDirectory(tmp_path / "run")
+    with pytest.raises(CrashError):
+        run_job(config, plan_of(config, 1, 2), run, crash_at=5)
+    run_job(config, plan_of(config, 1, 2), run, is_resumed=True)
+    assert "dropped what the gradient codec still owed" not in capsys.readouterr().err
+    whole = losses(run)
+    (run.path / "metrics" / "rank-0.jsonl").unlink()
+    longer = config.model_copy(update={"training": config.training.model_copy(update={"steps": 8})})
+    run_job(longer, plan_of(config, 1, 4), run, is_resumed=True)
+    said = [line for line in capsys.readouterr().err.splitlines() if "dropped" in line]
+    assert said == [
+        "dropped what the gradient codec still owed: the residual of weight:0 was saved for other buckets or replicas"
+    ]
+    assert len(whole) == 6
+    assert len(losses(run)) == 2
+
+
+def test_the_optimizer_is_the_run_files_and_gains_do_not_decay(tmp_path: Path) -> None:
+    training = make_config(tmp_path, optimizer="quantized_adam", fix_variance_after=3).training
+    parameters = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((2, 2), (2,))]
+    optimizer = make_optimizer(training, parameters)
+    assert isinstance(optimizer, QuantizedAdam)
+    assert optimizer.warmup_steps == 3
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
+    assert isinstance(make_optimizer(make_config(tmp_path).training, parameters), torch.optim.AdamW)

@@ -4,6 +4,8 @@
                    ║           ║           ║  data group: a channel for gradient buckets
     replica 1    rank 2 ═══ rank 3
 
+    boundary whose codec remembers samples or may raise its bits: one more small channel each way, to agree on them
+
 Each channel has connections of its own, and everything a rank sends leaves through one Sender, pipeline
 first. The order in which payloads travel on a line is fixed by the plan at both ends, so nothing can wait in a circle.
 """
@@ -13,26 +15,61 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-from wantrain.codecs.codec import make_codec
+from wantrain.codec_spec import parse_codec
+from wantrain.codecs.aqsgd import AqsgdCodec, entry_bytes_of
+from wantrain.codecs.codec import Codec, make_codec
+from wantrain.codecs.message_buffer import MessageBuffer
+from wantrain.codecs.quantized import key_of
 from wantrain.comm.allreduce import Reducer
 from wantrain.comm.channel import Channel
 from wantrain.comm.groups import Membership
 from wantrain.comm.sender import PIPELINE_PRIORITY, REDUCE_PRIORITY, Sender
-from wantrain.errors import WantrainError
+from wantrain.errors import PlanError, WantrainError
+from wantrain.pipeline.agreement import Agreement
 from wantrain.pipeline.boundary import Inbox, Outbox, SendLog
 from wantrain.pipeline.executor import Neighbour
+from wantrain.pipeline.guard import Guard
 from wantrain.pipeline.recorder import Recorder
 from wantrain.plan import Plan
-from wantrain.run_directory import LinkTraffic
-from wantrain.wire import Transport, wire_format
+from wantrain.run_directory import CodecLoss, LinkTraffic
+from wantrain.wire import HEADER_BYTES, Transport, payload_bytes
 
 WAYS = ("forward", "backward")
 """A boundary's two channels. On one alone, what one end tells the other about room for more would queue behind its own
 payloads."""
+
+_AGREE = "agree-"
+_AGREE_TRANSPORT = Transport(chunk_bytes=64 * 1024, num_posted=2)
+"""Nine bytes a sample and step."""
+
+_EXPANSION_VALUES = 1 << 20
+"""What a gradient codec saves is counted on a tensor of this size."""
+
+
+class CodecSettings(NamedTuple):
+    """What codecs need to know beyond the plan.
+
+    `sample_shape` is one sample's activation between any two layers ([seq, hidden]), for codecs that remember samples;
+    `seed` keys what is random, the same on all ranks; the bytes are what all message buffers of a rank may take
+    together, in memory, in files in `folder`, on the device; `say` is told, a line each, what a user should know.
+    """
+
+    sample_shape: tuple[int, ...] | None = None
+    seed: int = 0
+    ram_bytes: int = 1 << 30
+    file_bytes: int = 0
+    folder: Path | None = None
+    device_bytes: int = 0
+    say: Callable[[str], None] = lambda _: None
+
+
+DEFAULT_SETTINGS = CodecSettings()
+
 
 OpenChannel = Callable[["Line", SendLog], Channel]
 """Opens one end of a line; over gloo in a job, in memory in tests."""
@@ -65,16 +102,39 @@ def lines_of(plan: Plan, rank: int, is_tied: bool = False) -> list[Line]:
         lines.append(Line(kind, rank, peer, plan.workers[peer], transport, priority))
 
     for way in WAYS:
-        if stage > 0:
-            add(way, rank - 1, plan.boundaries[stage - 1].transports[replica], PIPELINE_PRIORITY)
-        if stage < last:
-            add(way, rank + 1, plan.boundaries[stage].transports[replica], PIPELINE_PRIORITY)
+        for peer, boundary in ((rank - 1, stage - 1), (rank + 1, stage)):
+            if 0 <= boundary < last:
+                add(way, peer, plan.boundaries[boundary].transports[replica], PIPELINE_PRIORITY)
+                if needs_agreement(plan, boundary, way):
+                    add(_AGREE + way, peer, _AGREE_TRANSPORT, PIPELINE_PRIORITY)
     for other in plan.data_group(stage):
         if other != rank:
             add("data", other, plan.gradient_transport, REDUCE_PRIORITY)
     if is_tied and last > 0 and stage in (0, last):
         add("tied", plan.rank_at(replica, last - stage), plan.gradient_transport, REDUCE_PRIORITY)
     return lines
+
+
+def needs_agreement(plan: Plan, boundary: int, way: str) -> bool:
+    """Say whether the ends of a boundary must agree before they send: on what they remember, or on more bits."""
+    spec = parse_codec(_codec_name(plan, boundary, way))
+    return spec.remembers or (plan.max_codec_error is not None and spec.kind != "raw")
+
+
+def _codec_name(plan: Plan, boundary: int, way: str) -> str:
+    chosen = plan.boundaries[boundary]
+    return chosen.forward_codec if way == "forward" else chosen.backward_codec
+
+
+def _share(plan: Plan, stage: int, settings: CodecSettings) -> CodecSettings:
+    """Return the settings with what each of a stage's message buffers may take."""
+    boundaries = [one for one in (stage - 1, stage) if 0 <= one < plan.num_stages - 1]
+    count = sum(parse_codec(_codec_name(plan, one, "forward")).remembers for one in boundaries) or 1
+    return settings._replace(
+        ram_bytes=settings.ram_bytes // count,
+        file_bytes=settings.file_bytes // count,
+        device_bytes=settings.device_bytes // count,
+    )
 
 
 class Connections:
@@ -89,6 +149,7 @@ class Connections:
         lines: Sequence[Line],
         timeout_s: float,
         device: torch.device | str = "cpu",
+        settings: CodecSettings = DEFAULT_SETTINGS,
     ) -> None:
         """Open `lines`, all at once, and set up what works over them; activations arrive on `device`."""
         logs = {line: SendLog(recorder, line.peer) for line in lines}
@@ -99,15 +160,48 @@ class Connections:
         self._inboxes: list[Inbox] = []
         self._before: dict[str, LinkTraffic] = {}
         self._dilation = recorder.dilation
-        self._gradient_expansion = 32 / wire_format(plan.gradient_codec).bits
-        stage = plan.stage_of(rank)
+        self._gradient_expansion = _expansion(plan.gradient_codec)
+        self.buffers: list[MessageBuffer] = []
+        self.guards: dict[str, Guard] = {}
+        stage, replica = plan.stage_of(rank), plan.replica_of(rank)
+        share = _share(plan, stage, settings)
+
+        def codec_of(boundary: int, way: str, side: str) -> Codec:
+            name, layer = _codec_name(plan, boundary, way), plan.stages[boundary].end_layer
+            spec, own_seed = parse_codec(name), key_of(settings.seed, layer, WAYS.index(way))
+            if not spec.remembers:
+                return make_codec(name, seed=own_seed)
+            if settings.sample_shape is None:
+                raise PlanError(
+                    "the plan's codecs remember samples; say what one looks like (CodecSettings.sample_shape)"
+                )
+            entry_bytes = entry_bytes_of(spec, settings.sample_shape)
+            buffer = MessageBuffer(
+                layer, entry_bytes, ram_bytes=share.ram_bytes, folder=share.folder, file_bytes=share.file_bytes,
+                device=device, device_bytes=share.device_bytes, name=f"{side}-{replica}", on_problem=settings.say,
+            )  # fmt: skip
+            self.buffers.append(buffer)
+            return AqsgdCodec(spec, buffer, seed=own_seed)
 
         def neighbour(peer_rank: int, boundary: int, sends: str, receives: str) -> Neighbour:
-            ways = {line.kind: line for line in lines if line.kind in WAYS and line.peer_rank == peer_rank}
-            out, back, chosen = ways[sends], ways[receives], plan.boundaries[boundary]
-            codecs = {"forward": chosen.forward_codec, "backward": chosen.backward_codec}
-            outbox = Outbox(channels[out], make_codec(codecs[sends]), recorder, logs[out], self._fail)
-            inbox = Inbox(channels[back], make_codec(codecs[receives]), recorder, timeout_s, device)
+            ways = {line.kind: line for line in lines if line.peer_rank == peer_rank}
+            out, back = ways[sends], ways[receives]
+            sending, receiving = codec_of(boundary, sends, "sender"), codec_of(boundary, receives, "receiver")
+
+            def agreement(way: str, codec: Codec) -> Agreement | None:
+                line = ways.get(_AGREE + way)
+                return Agreement(channels[line], codec, timeout_s) if line is not None else None
+
+            guard = None
+            if sending.spec.kind != "raw":
+                name = f"{out.peer}/{sends}"
+                guard = self.guards[name] = Guard(
+                    sending, plan.max_codec_error, _prefixed(settings.say, f"to {name}: ")
+                )
+            outbox = Outbox(
+                channels[out], sending, recorder, logs[out], self._fail, agreement(sends, sending), guard
+            )  # fmt: skip
+            inbox = Inbox(channels[back], receiving, recorder, timeout_s, device, agreement(receives, receiving))
             self._outboxes.append(outbox)
             self._inboxes.append(inbox)
             return Neighbour(inbox, outbox)
@@ -127,6 +221,7 @@ class Connections:
         *,
         is_tied: bool = False,
         device: torch.device | str = "cpu",
+        settings: CodecSettings = DEFAULT_SETTINGS,
     ) -> Connections:
         """Connect to all that this rank works with; raise ChannelError where one doesn't come."""
         rank = membership.rank
@@ -137,7 +232,8 @@ class Connections:
                 line.name, line.peer_rank, line.peer, line.transport, sender, line.priority, timeout_s, log
             )
 
-        return cls(plan, rank, recorder, open_line, lines_of(plan, rank, is_tied), timeout_s, device)
+        lines = lines_of(plan, rank, is_tied)
+        return cls(plan, rank, recorder, open_line, lines, timeout_s, device, settings)
 
     def _reducer(self, kind: str, plan: Plan, rank: int, timeout_s: float) -> Reducer | None:
         """Return the reducer over this rank's channels of a kind; members are numbered by rank."""
@@ -145,8 +241,8 @@ class Connections:
         if not found:
             return None
         members = sorted((rank, *found))
-        make = partial(make_codec, plan.gradient_codec)
-        return Reducer(members.index(rank), {members.index(peer): found[peer] for peer in found}, timeout_s, make, make)
+        by_member = {members.index(peer): found[peer] for peer in found}
+        return Reducer(members.index(rank), by_member, timeout_s, plan.gradient_codec)
 
     def _fail(self, error: WantrainError) -> None:
         """Let what waits on any neighbour hear of an error on the way to another."""
@@ -162,6 +258,14 @@ class Connections:
         """Count traffic from here."""
         self._before = self._totals()
 
+    def codec_losses(self) -> dict[str, CodecLoss]:
+        """Return what was lost in the newest step, by peer and way."""
+        return {
+            name: CodecLoss(**guard.last._asdict(), bits=guard.bits)
+            for name, guard in self.guards.items()
+            if guard.last is not None
+        }
+
     def traffic(self) -> dict[str, LinkTraffic]:
         """Return what this rank has sent since `begin_step`, by peer."""
         now = self._totals()
@@ -171,14 +275,14 @@ class Connections:
     def _totals(self) -> dict[str, LinkTraffic]:
         raw = {id(outbox.channel): outbox.raw_bytes for outbox in self._outboxes}
         totals: dict[str, LinkTraffic] = {}
-        for channel in self._channels.values():
+        for line, channel in self._channels.items():
             stats = channel.stats
-            so_far = totals.get(channel.peer)
+            so_far = totals.get(channel.peer, LinkTraffic(raw_bytes=0, wire_bytes=0, busy_s=0.0))
+            expansion = 0.0 if line.kind.startswith(_AGREE) else self._gradient_expansion
             totals[channel.peer] = LinkTraffic(
-                raw_bytes=raw.get(id(channel), round(stats.payload_bytes_sent * self._gradient_expansion))
-                + (so_far.raw_bytes if so_far else 0),
-                wire_bytes=stats.wire_bytes_sent + (so_far.wire_bytes if so_far else 0),
-                busy_s=stats.busy_s / self._dilation + (so_far.busy_s if so_far else 0.0),
+                raw_bytes=so_far.raw_bytes + raw.get(id(channel), round(stats.payload_bytes_sent * expansion)),
+                wire_bytes=so_far.wire_bytes + stats.wire_bytes_sent,
+                busy_s=so_far.busy_s + stats.busy_s / self._dilation,
             )
         return totals
 
@@ -191,9 +295,21 @@ class Connections:
             outbox.close()
         for inbox in self._inboxes:
             inbox.close()
+        for buffer in self.buffers:
+            buffer.close()
         channels: Sequence[Channel] = list(self._channels.values())
         with ThreadPoolExecutor(max(1, len(channels))) as pool:
             list(pool.map(lambda channel: channel.close(timeout_s), channels))
+
+
+def _expansion(gradient_codec: str) -> float:
+    """Return how many times larger gradients are as they are than through a codec."""
+    shape = (_EXPANSION_VALUES,)
+    return 4 * _EXPANSION_VALUES / (payload_bytes(gradient_codec, shape) - HEADER_BYTES)
+
+
+def _prefixed(say: Callable[[str], None], prefix: str) -> Callable[[str], None]:
+    return lambda text: say(prefix + text)
 
 
 def _difference(now: LinkTraffic, before: LinkTraffic) -> LinkTraffic:

@@ -69,41 +69,72 @@ class Executor:
         self._before_forward = before_forward
         self._before_last_backward = before_last_backward
         self._ends = {"R": reduce, "S": step}
+        self._step_number = 0
         self.loss = 0.0
 
-    def play(self, microbatches: Sequence[Microbatch], step_number: int = 0) -> None:
-        """Play one step; `loss` is its sum over the microbatches on the last stage, zero elsewhere."""
+    def play(
+        self, microbatches: Sequence[Microbatch], step_number: int = 0, upcoming: Sequence[int] | None = None
+    ) -> None:
+        """Play one step; `loss` is its sum over the microbatches on the last stage, zero elsewhere.
+
+        `upcoming` are the sample ids of the next step, in order, where they are known: codecs that remember samples
+        then agree on them while this step still runs, else at the beginning of the next.
+        """
+        self._step_number = step_number
+        self._offer([sample_id for microbatch in microbatches for sample_id in microbatch.sample_ids])
         self._post_receives(microbatches, step_number)
+        if upcoming is not None:
+            self._offer_in(upcoming)
         self.loss = 0.0
         for action in self._actions:
+            is_last = action.microbatch == len(microbatches) - 1
             if action.kind == "F":
                 self._forward(action, microbatches[action.microbatch])
+                if is_last and upcoming is not None and self._downstream is not None:
+                    self._downstream.outbox.offer(upcoming)
             elif action.kind == "B":
-                if action.microbatch == len(microbatches) - 1:
+                if is_last:
                     self._before_last_backward()
                 self._backward(action, microbatches[action.microbatch])
+                if is_last and upcoming is not None and self._upstream is not None:
+                    self._upstream.outbox.offer(upcoming)
             else:
                 self._ends[action.kind]()
+
+    def _offer(self, sample_ids: Sequence[int]) -> None:
+        """Offer to agree on a step's samples, in every direction; no news where that was done a step ahead."""
+        self._offer_in(sample_ids)
+        for neighbour in (self._upstream, self._downstream):
+            if neighbour is not None:
+                neighbour.outbox.offer(sample_ids)
+
+    def _offer_in(self, sample_ids: Sequence[int]) -> None:
+        for neighbour in (self._upstream, self._downstream):
+            if neighbour is not None:
+                neighbour.inbox.offer(sample_ids)
 
     def evaluate(self, microbatches: Sequence[Microbatch], step_number: int = 0) -> list[float]:
         """Run forwards only, without keeping anything; return each microbatch's loss on the last stage."""
         if self._upstream is not None:
-            self._upstream.inbox.expect(_items(microbatches), f"F{{}} of the validation after step {step_number}")
+            self._upstream.inbox.expect(
+                _items(microbatches, step_number, is_training=False),
+                f"F{{}} of the validation after step {step_number}",
+            )
         losses = []
         for m, microbatch in enumerate(microbatches):
             output = self._stage.evaluate(self._input(m, microbatch), microbatch.targets)
             if self._downstream is None:
                 losses.append(output.item())
             else:
-                self._downstream.outbox.put(output, Item(m, microbatch.sample_ids))
+                self._downstream.outbox.put(output, Item(m, step=step_number))
         return losses
 
     def _post_receives(self, microbatches: Sequence[Microbatch], step_number: int) -> None:
         stage = self._actions[0].stage
         if self._upstream is not None:
-            self._upstream.inbox.expect(_items(microbatches), f"{stage - 1}F{{}} of step {step_number}")
+            self._upstream.inbox.expect(_items(microbatches, step_number), f"{stage - 1}F{{}} of step {step_number}")
         if self._downstream is not None:
-            self._downstream.inbox.expect(_items(microbatches), f"{stage + 1}B{{}} of step {step_number}")
+            self._downstream.inbox.expect(_items(microbatches, step_number), f"{stage + 1}B{{}} of step {step_number}")
 
     def _input(self, m: int, microbatch: Microbatch) -> Tensor:
         if self._upstream is not None:
@@ -119,7 +150,7 @@ class Executor:
         if self._downstream is None:
             self.loss += output.item()
         else:
-            self._downstream.outbox.put(output, Item(action.microbatch, microbatch.sample_ids))
+            self._downstream.outbox.put(output, Item(action.microbatch, microbatch.sample_ids, self._step_number))
 
     def _backward(self, action: Action, microbatch: Microbatch) -> None:
         output_grad = None if self._downstream is None else self._downstream.inbox.take(action.microbatch)
@@ -127,8 +158,9 @@ class Executor:
             input_grad = self._stage.backward(action.microbatch, output_grad)
         if self._upstream is not None:
             assert input_grad is not None, "a stage with a stage before it has a gradient for it"
-            self._upstream.outbox.put(input_grad, Item(action.microbatch, microbatch.sample_ids))
+            self._upstream.outbox.put(input_grad, Item(action.microbatch, microbatch.sample_ids, self._step_number))
 
 
-def _items(microbatches: Sequence[Microbatch]) -> list[Item]:
-    return [Item(m, microbatch.sample_ids) for m, microbatch in enumerate(microbatches)]
+def _items(microbatches: Sequence[Microbatch], step: int, *, is_training: bool = True) -> list[Item]:
+    """Name the payloads of a step, or of a validation, whose samples nobody remembers."""
+    return [Item(m, one.sample_ids if is_training else (), step) for m, one in enumerate(microbatches)]

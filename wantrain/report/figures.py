@@ -11,13 +11,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from wantrain.report.read import RunData, elapsed_s
+from wantrain.report.read import CodecLine, RunData, elapsed_s
 from wantrain.report.style import BLUE, GREEN, MUTED, RED, SKY, small_figure
 from wantrain.run_directory import StepRecord
 from wantrain.units import format_time
 
 MAX_POINTS = 600
 """Chosen: more points than a figure has pixels across only make the page heavier."""
+
+
+MAX_NAMED = 6
+"""Chosen: more names than this cover the lines they name."""
 
 
 def thinned(values: Sequence[float]) -> list[float]:
@@ -75,6 +79,21 @@ def _loss(data: RunData, xs: Sequence[float], x_of_step: dict[int, float]) -> Fi
 def _mark_trigram(axes: Axes, trigram: float | None) -> None:
     if trigram is not None:
         axes.axhline(trigram, color=MUTED, linewidth=1.1, linestyle=(0, (4, 2.5)), label="trigram model")
+
+
+def error_by_step(lines: Sequence[CodecLine]) -> Figure:
+    """Draw what the lossy codecs lost against steps, a line for each boundary and way."""
+    figure, axes = small_figure()
+    for line in lines:
+        steps, errors = [step + 1.0 for step in line.steps], [loss.relative_error for loss in line.losses]
+        axes.plot(thinned(steps), thinned(smoothed(errors)), linewidth=1.1, label=f"{line.source} → {line.target}")
+    axes.set_yscale("log")
+    axes.set_xlabel("step")
+    axes.set_ylabel("relative error")
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    if len(lines) <= MAX_NAMED:
+        axes.legend(loc="upper right", borderaxespad=0)
+    return figure
 
 
 def throughput(records: Sequence[StepRecord]) -> Figure:

@@ -22,6 +22,7 @@ SECTIONS = (
     sections.learning,
     sections.one_step,
     sections.links,
+    sections.codecs,
     sections.waiting,
     sections.network,
     sections.plan_grid,

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 from wantrain.errors import ConfigError
 from wantrain.fact import read_json
 from wantrain.plan import Plan
-from wantrain.run_directory import NetworkRecord, RunDirectory, StepRecord, ValidationRecord
+from wantrain.run_directory import CodecLoss, NetworkRecord, RunDirectory, StepRecord, ValidationRecord
 from wantrain.timeline import Timeline
 from wantrain.topology import Topology
 
@@ -34,6 +34,15 @@ class LinkUse(NamedTuple):
     wire_bytes: float
     busy_share: float
     sending_bytes_per_s: float
+
+
+class CodecLine(NamedTuple):
+    """What a lossy codec lost on the way from one worker to another, step by step."""
+
+    source: str
+    target: str
+    steps: tuple[int, ...]
+    losses: tuple[CodecLoss, ...]
 
 
 class RankTime(NamedTuple):
@@ -187,3 +196,14 @@ def _time_of(worker: str, records: Sequence[StepRecord]) -> RankTime:
     num_steps = len(records)
     step_s = sum(record.step_s for record in records) / num_steps
     return RankTime(worker, step_s, sum(record.compute_s for record in records) / num_steps, dict(waited))
+
+
+def codec_losses(data: RunData) -> list[CodecLine]:
+    """Return what was lost on each boundary and way, in rank order."""
+    lines = []
+    for worker, records in zip(data.workers, data.steps, strict=True):
+        for name in dict.fromkeys(name for record in records for name in record.codecs):
+            measured = [(record.step, record.codecs[name]) for record in records if name in record.codecs]
+            steps, losses = zip(*measured, strict=True)
+            lines.append(CodecLine(worker, name.partition("/")[0], steps, losses))
+    return lines

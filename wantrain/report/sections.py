@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from html import escape
+from statistics import mean
 
 from wantrain.plan import Plan
 from wantrain.report import html
-from wantrain.report.figures import loss_by_step, loss_by_time, throughput
+from wantrain.report.figures import error_by_step, loss_by_step, loss_by_time, throughput
 from wantrain.report.headline import network_line, plain, plan_line
 from wantrain.report.html import Cell
-from wantrain.report.read import LinkUse, RankTime, RunData, link_uses, rank_times
+from wantrain.report.read import CodecLine, LinkUse, RankTime, RunData, codec_losses, link_uses, rank_times
 from wantrain.report.style import house_style, to_svg
 from wantrain.report.tables import (
     deviation,
@@ -94,6 +95,32 @@ def _link_row(data: RunData, use: LinkUse, most: float) -> list[Cell]:
         Cell(format_bytes(use.raw_bytes)),
         Cell(format_bandwidth(use.sending_bytes_per_s)),
         Cell(format_bandwidth(limit) if limit else "–"),
+    ]
+
+
+def codecs(data: RunData) -> str:
+    """What the lossy codecs lost on each boundary; nothing where all of them are raw."""
+    losses = codec_losses(data)
+    if not losses:
+        return ""
+    with house_style():
+        svg = to_svg(error_by_step(losses), "relative error against steps")
+    head = ("from", "to", "bits", "relative error, at first", "last tenth", "clipped, last tenth")
+    rows = [_codec_row(line) for line in losses]
+    intro = "One microbatch a step is measured: the norm of what quantizing lost, by the norm of what was sent."
+    body = html.figure(svg, "Relative error against steps", "small") + html.table(head, rows, 2)
+    return html.section("Codecs", body, intro)
+
+
+def _codec_row(line: CodecLine) -> list[Cell]:
+    last = line.losses[-max(1, len(line.losses) // 10) :]
+    return [
+        Cell(line.source),
+        Cell(line.target),
+        Cell(str(line.losses[-1].bits)),
+        Cell(f"{line.losses[0].relative_error:.3g}"),
+        Cell(f"{mean(one.relative_error for one in last):.3g}"),
+        Cell(f"{mean(one.clipped_share for one in last):.2%}".replace("%", " %")),
     ]
 
 

@@ -10,7 +10,8 @@ Memory of a rank, with w its weights in bytes, a_s the stored activations of a m
     payloads to send                        d_s · f_s + d_(s-1) · b_s
     payloads received, not yet used         d_(s-1) · f_(s-1) + d_s · b_(s+1)
     staging of the channels                 window of each, both directions
-    gradient pieces under way               2 buckets, scatter and gather
+    gradient pieces under way               2 buckets, scatter and gather, as payloads and decoded
+    residuals                               w, where the gradients' codec feeds errors back
 
 A microbatch in flight on stage s-1 is, seen from s, either still on its way, received, in flight here, or on its way
 back: hence the d_(s-1). Every term is an upper bound that a slow neighbour can bring about.
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from wantrain.codec_spec import parse_codec
 from wantrain.plan import Plan, Prediction
 from wantrain.profile import LayerProfile, ModelProfile
 from wantrain.scheduler.simulator import Workload, simulate
@@ -44,16 +46,16 @@ def _parameter_bytes(plan: Plan, profile: ModelProfile, stage: int) -> int:
 
 def boundary_bytes(plan: Plan, profile: ModelProfile, stage: int) -> tuple[int, int]:
     """Return the payload bytes of one microbatch over the boundary after `stage`: forwards and backwards."""
-    elements = stage_layers(plan, profile, stage)[-1].activation_elements
-    boundary = plan.boundaries[stage]
-    return payload_bytes(boundary.forward_codec, (elements,)), payload_bytes(boundary.backward_codec, (elements,))
+    elements, size = stage_layers(plan, profile, stage)[-1].activation_elements, plan.microbatch_size
+    shape, boundary = (size, elements // size), plan.boundaries[stage]
+    return payload_bytes(boundary.forward_codec, shape), payload_bytes(boundary.backward_codec, shape)
 
 
 def bucket_sizes(plan: Plan, profile: ModelProfile, stage: int) -> tuple[int, ...]:
-    """Return the wire bytes of a stage's gradient buckets, evenly cut."""
-    total = payload_bytes(plan.gradient_codec, (_parameter_bytes(plan, profile, stage) // 4,))
-    full, rest = divmod(total, plan.bucket_bytes)
-    return (plan.bucket_bytes,) * full + ((rest,) if rest else ())
+    """Return the wire bytes of a stage's gradient buckets, evenly cut; a bucket's size is that of its fp32 values."""
+    full, rest = divmod(_parameter_bytes(plan, profile, stage), plan.bucket_bytes)
+    sizes = (plan.bucket_bytes,) * full + ((rest,) if rest else ())
+    return tuple(payload_bytes(plan.gradient_codec, (size // 4,)) for size in sizes)
 
 
 def make_workload(plan: Plan, topology: Topology, profile: ModelProfile) -> Workload:
@@ -100,7 +102,9 @@ def memory_bytes(plan: Plan, profile: ModelProfile, rank: int) -> int:
         total += _window_bytes([plan.boundaries[stage - 1].transports[replica]] * 2)
     others = len(plan.replicas) - 1
     if others:
-        total += 4 * min(plan.bucket_bytes, max(bucket_sizes(plan, profile, stage)))
+        weights = _parameter_bytes(plan, profile, stage)
+        total += 4 * min(plan.bucket_bytes, weights)
+        total += weights if parse_codec(plan.gradient_codec).has_feedback else 0
         total += _window_bytes([plan.gradient_transport] * others)
     return total
 

@@ -69,6 +69,7 @@ def make_plan(
     backward_codec: str = "raw:fp32",
     gradient_codec: str = "raw:fp32",
     bucket_bytes: int = DEFAULT_BUCKET_BYTES,
+    max_codec_error: float | None = None,
 ) -> Plan:
     """Return the fastest plan found, with its prediction; the profile says the microbatch size.
 
@@ -115,6 +116,7 @@ def make_plan(
                     "gradient_codec": gradient_codec,
                     "gradient_transport": _gradient_transport(topology, placed),
                     "bucket_bytes": bucket_bytes,
+                    "max_codec_error": max_codec_error,
                     "under_way_bytes": _under_way_bytes(topology, placed),
                 },
                 PlanError,

@@ -3,6 +3,7 @@
     checkpoints/step-00000100/
         layer-0000.safetensors     weights and optimizer state of one layer
         layer-0001.safetensors
+        buffer-0001-sender-0.json  what a message buffer holds, and where (training/buffers.py)
         manifest.json              step, model, checksum of every file; written last
 
 Writing is atomic: every file is written aside, flushed to disk and renamed inside `step-….partial`; when all ranks are
@@ -137,20 +138,29 @@ class CheckpointFolder:
     def _partial(self, step: int) -> Path:
         return self.path / f"step-{step:08d}.partial"
 
+    def path_of(self, step: int) -> Path:
+        """Return the folder of a finished checkpoint."""
+        return self._final(step)
+
     def steps(self) -> list[int]:
         """Return the steps of finished checkpoints, newest first."""
         found = [entry.name.removeprefix("step-") for entry in self.path.glob("step-*") if entry.is_dir()]
         return sorted((int(name) for name in found if name.isdigit()), reverse=True)
 
-    def write_layers(
-        self, step: int, layers: Mapping[int, nn.Module], optimizer: torch.optim.Optimizer | None
-    ) -> dict[str, str]:
-        """Write some layers of a checkpoint that is not finished yet; return their files' checksums."""
+    def begin(self, step: int) -> Path:
+        """Return the folder in which a checkpoint's files are written until it is finished; make it if need be."""
         folder = self._partial(step)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as caught:
             raise CheckpointError(f"can't make {folder} ({caught.strerror}); check the folder") from None
+        return folder
+
+    def write_layers(
+        self, step: int, layers: Mapping[int, nn.Module], optimizer: torch.optim.Optimizer | None
+    ) -> dict[str, str]:
+        """Write some layers of a checkpoint that is not finished yet; return their files' checksums."""
+        folder = self.begin(step)
         sums = {}
         for index, layer in layers.items():
             sums[layer_file(index)] = write_file(
@@ -216,16 +226,21 @@ def read_manifest(folder: Path) -> Manifest:
 
 def read_layer(folder: Path, manifest: Manifest, index: int) -> dict[str, Tensor]:
     """Read one layer's file and hold it against its checksum."""
-    path = folder / layer_file(index)
-    if path.name not in manifest.files:
+    if layer_file(index) not in manifest.files:
         raise CheckpointError(f"{folder} has no layer {index} (it has {manifest.num_layers}); check the model")
+    return load_tensors(read_file(folder, manifest, layer_file(index)))
+
+
+def read_file(folder: Path, manifest: Manifest, name: str) -> bytes:
+    """Read a checkpoint's file and hold it against its checksum."""
+    path = folder / name
     try:
         data = path.read_bytes()
     except OSError as caught:
         raise CheckpointError(f"can't read {path} ({caught.strerror}); copy it from the worker that wrote it") from None
-    if _digest(data) != manifest.files[path.name]:
+    if _digest(data) != manifest.files.get(name):
         raise CheckpointError(f"{path} is damaged (its checksum differs); remove the checkpoint")
-    return load_tensors(data)
+    return data
 
 
 def load_whole(folder: str | Path, layers: Sequence[nn.Module]) -> Manifest:

@@ -65,6 +65,7 @@ def plan_for(config: RunConfig, topology: Topology) -> Plan:
         backward_codec=parallel.backward_codec,
         gradient_codec=parallel.gradient_codec,
         bucket_bytes=parallel.bucket_bytes,
+        max_codec_error=parallel.max_codec_error,
     )
 
 

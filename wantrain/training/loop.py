@@ -21,19 +21,25 @@ from functools import partial
 from typing import Any, NoReturn
 
 import torch
+import xxhash
 
+from wantrain.codecs.message_buffer import MessageBuffer
 from wantrain.config import RunConfig, TrainingConfig
 from wantrain.data import Lanes, Samples
 from wantrain.errors import CheckpointError, ConfigError, PlanError, WantrainError
 from wantrain.fact import append_line
 from wantrain.models import gpt
 from wantrain.netem.sandbox import die_with_parent
+from wantrain.pipeline.connect import CodecSettings
 from wantrain.plan import Plan
 from wantrain.run_directory import LinkTraffic, RunDirectory, StepRecord, ValidationRecord
 from wantrain.topology import Topology
+from wantrain.training.buffers import keep_claims, load_buffers, save_buffers
 from wantrain.training.checkpoint import CheckpointFolder, Manifest, ranks_on_disk
 from wantrain.training.job import Job, judged, load_config, open_data, resolve, write_run_directory, write_summary
 from wantrain.training.metrics import MetricsWriter
+from wantrain.training.quantized_adam import QuantizedAdam
+from wantrain.training.residuals import load_residuals, save_residuals
 from wantrain.training.trainer import Batch, StepResult, Trainer
 
 _SECOND_REQUEST_S = 3.0
@@ -64,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         _begin_run_directory(run_directory, job, is_resumed)
     set_up_process(config.training.threads)
     try:
-        with _session(job, worker, args.dilation) as trainer:
+        with _session(job, worker, args.dilation, run_directory) as trainer:
             train(trainer, job, run_directory, is_resumed, _StopRequests(run_directory, trainer.rank))
     except (WantrainError, KeyboardInterrupt) as caught:
         _die(caught)
@@ -132,7 +138,7 @@ def _begin_run_directory(run_directory: RunDirectory, job: Job, is_resumed: bool
 
 
 @contextmanager
-def _session(job: Job, worker: str, dilation: float) -> Iterator[Trainer]:
+def _session(job: Job, worker: str, dilation: float, run_directory: RunDirectory) -> Iterator[Trainer]:
     """Join the job, and leave it together with the others if all went well."""
     config, training = job.config, job.config.training
     device = _device(job.topology, worker)
@@ -140,7 +146,7 @@ def _session(job: Job, worker: str, dilation: float) -> Iterator[Trainer]:
         lambda first, end: gpt.build_layers(config.model, first, end, training.seed),
         job.plan,
         loss=gpt.loss,
-        optimizer=partial(_optimizer, training),
+        optimizer=partial(make_optimizer, training),
         worker=worker,
         clip_norm=training.clip_norm,
         autocast=partial(_autocast, training, device),
@@ -150,9 +156,29 @@ def _session(job: Job, worker: str, dilation: float) -> Iterator[Trainer]:
         timeout_s=_patience_s(job, dilation),
         address=own_address(job.topology, worker),
         dilation=dilation,
+        codec_settings=codec_settings(config, run_directory, worker),
     )
     yield trainer
     trainer.close()
+
+
+def codec_settings(config: RunConfig, run_directory: RunDirectory, worker: str) -> CodecSettings:
+    """Return what a run file says that codecs need to know."""
+    budget = config.buffers
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+        append_line(run_directory.notes, f"{worker}: {text}")
+
+    return CodecSettings(
+        sample_shape=(config.model.seq_len, config.model.hidden),
+        seed=config.training.seed,
+        ram_bytes=budget.ram_bytes,
+        file_bytes=budget.file_bytes,
+        folder=run_directory.buffers,
+        device_bytes=budget.device_bytes,
+        say=say,
+    )
 
 
 def _patience_s(job: Job, dilation: float) -> float:
@@ -177,13 +203,16 @@ def _autocast(training: TrainingConfig, device: torch.device) -> AbstractContext
     return torch.autocast(device.type, torch.bfloat16) if training.dtype == "bf16" else nullcontext()
 
 
-def _optimizer(training: TrainingConfig, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """AdamW; matrices decay, gains do not."""
+def make_optimizer(training: TrainingConfig, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """The run file's optimizer; matrices decay, gains do not."""
     groups = [
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": training.weight_decay},
         {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=training.learning_rate, betas=training.betas, fused=True)
+    rate, betas = training.learning_rate, training.betas
+    if training.optimizer == "quantized_adam":
+        return QuantizedAdam(groups, lr=rate, betas=betas, warmup_steps=training.variance_steps)
+    return torch.optim.AdamW(groups, lr=rate, betas=betas, fused=True)
 
 
 class _StopRequests:
@@ -235,7 +264,7 @@ def train(
         trainer.stop_requested = stop_requested()
         trainer.set_learning_rate(learning_rate(training, step))
         batch = replica_batch(trainer, samples, lanes.draw(step, training.batch_size))
-        result = trainer.step(batch)
+        result = trainer.step(batch, _own_samples(trainer, lanes.draw(step + 1, training.batch_size)))
         metrics.write(_record(trainer, job, result, step, run_directory.network.exists()))
         if step % training.record_every == 0:
             metrics.write_timeline(step, trainer.recorder)
@@ -254,9 +283,14 @@ def train(
 
 def replica_batch(trainer: Trainer, samples: Samples, drawn: list[list[int]]) -> Batch:
     """Return the samples of the lanes that this rank's replica was dealt."""
-    ids = [sample for lane in trainer.plan.replicas[trainer.replica].lanes for sample in drawn[lane]]
+    ids = _own_samples(trainer, drawn)
     inputs, targets = samples.batch(ids)
     return Batch(ids, torch.from_numpy(inputs), torch.from_numpy(targets))
+
+
+def _own_samples(trainer: Trainer, drawn: list[list[int]]) -> list[int]:
+    """Return the samples of the lanes that this rank's replica was dealt, lane by lane."""
+    return [sample for lane in trainer.plan.replicas[trainer.replica].lanes for sample in drawn[lane]]
 
 
 def validate(trainer: Trainer, held_out: Samples) -> float:
@@ -296,6 +330,7 @@ def _record(trainer: Trainer, job: Job, result: StepResult, step: int, is_emulat
         waited_s=recorder.waited_s(),
         sent=_link_use(trainer, job.topology, is_emulated),
         finished_at=time.time(),
+        codecs=trainer.connections.codec_losses(),
     )
 
 
@@ -305,6 +340,8 @@ def save(trainer: Trainer, checkpoints: CheckpointFolder, disk: Sequence[int], c
     own = trainer.layers if trainer.rank == min(holders) else {}
     try:
         sums, error = checkpoints.write_layers(step, own, trainer.optimizer), ""
+        sums |= save_residuals(checkpoints, step, trainer.layers, trainer.buckets, trainer.replica)
+        sums |= save_buffers(_kept_buffers(trainer, config), checkpoints.begin(step), step, _digest(trainer.plan))
     except CheckpointError as caught:
         sums, error = {}, str(caught)
     everyone: list[dict[str, Any]] = trainer.gather({"files": sums, "error": error})
@@ -324,6 +361,7 @@ def save(trainer: Trainer, checkpoints: CheckpointFolder, disk: Sequence[int], c
     if trainer.rank == min(disk):
         checkpoints.finish(manifest)
     trainer.gather("saved")
+    keep_claims(_kept_buffers(trainer, config), checkpoints)
 
 
 def resume(trainer: Trainer, checkpoints: CheckpointFolder, config: RunConfig, run_directory: RunDirectory) -> int:
@@ -341,12 +379,51 @@ def resume(trainer: Trainer, checkpoints: CheckpointFolder, config: RunConfig, r
             checkpoints.load_layers(step, trainer.layers, trainer.optimizer)
             trainer.step_number = step
             _say(trainer, run_directory, f"resumed from step {step}")
+            _resume_residuals(trainer, checkpoints, run_directory, step)
+            _load_buffers(trainer, checkpoints, config, run_directory, step)
             return step
         _say(trainer, run_directory, f"passed over the checkpoint of step {step}: {problem}")
     if any(everyone):
         raise CheckpointError(f"no checkpoint in {checkpoints.path} can be used ({problem}); start a new run directory")
     _say(trainer, run_directory, "no checkpoint yet; starting from step 0")
     return 0
+
+
+def _kept_buffers(trainer: Trainer, config: RunConfig) -> Sequence[MessageBuffer]:
+    """Return the message buffers that belong into checkpoints."""
+    return trainer.connections.buffers if config.buffers.on_checkpoint == "keep" else ()
+
+
+def _load_buffers(
+    trainer: Trainer, checkpoints: CheckpointFolder, config: RunConfig, run_directory: RunDirectory, step: int
+) -> None:
+    """Fill this rank's message buffers, and tell the user what is missing of anyone's."""
+    lanes, num_lanes = set(trainer.plan.replicas[trainer.replica].lanes), config.training.num_lanes
+    lines = load_buffers(
+        _kept_buffers(trainer, config),
+        checkpoints,
+        step,
+        _digest(trainer.plan),
+        run_directory.buffers,
+        lambda sample: sample % num_lanes in lanes,
+    )
+    everyone: list[list[str]] = trainer.gather(lines)
+    for line in (line for own in everyone for line in own):
+        _say(trainer, run_directory, line)
+
+
+def _digest(plan: Plan) -> str:
+    return xxhash.xxh3_64_hexdigest(plan.model_dump_json(exclude={"prediction"}).encode())
+
+
+def _resume_residuals(trainer: Trainer, checkpoints: CheckpointFolder, run_directory: RunDirectory, step: int) -> None:
+    """Load what the gradients' codec still owes; where one rank can't, all forget it, so that replicas stay equal."""
+    problem = load_residuals(checkpoints, step, trainer.layers, trainer.buckets, trainer.replica)
+    problems = [one for one in trainer.gather(problem) if one]
+    if problems:
+        for buckets in trainer.buckets:
+            buckets.drop_residuals()
+        _say(trainer, run_directory, f"dropped what the gradient codec still owed: {problems[0]}")
 
 
 def _check_manifest(manifest: Manifest, config: RunConfig) -> None:

@@ -18,13 +18,14 @@ from torch import Tensor, nn
 
 from wantrain.comm.groups import Membership, join
 from wantrain.errors import PlanError, RunError
-from wantrain.pipeline.connect import Connections
+from wantrain.pipeline.connect import DEFAULT_SETTINGS, CodecSettings, Connections
 from wantrain.pipeline.executor import Executor, Microbatch
-from wantrain.pipeline.gradients import GradientBuckets
+from wantrain.pipeline.gradients import GradientBuckets, alignment_of
 from wantrain.pipeline.recorder import Recorder
 from wantrain.pipeline.stage import DilatedStage, LossFunction, Stage, TorchStage
 from wantrain.plan import Plan
 from wantrain.run_directory import LinkTraffic
+from wantrain.training.quantized_adam import QuantizedAdam
 
 LayerFactory = Callable[[int, int], Sequence[nn.Module]]
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -66,6 +67,7 @@ class Trainer:
         timeout_s: float = 120.0,
         dilation: float = 1.0,
         membership: Membership | None = None,
+        codec_settings: CodecSettings = DEFAULT_SETTINGS,
     ) -> None:
         """Join the job that torchrun started as the plan's `worker` and connect to the neighbours.
 
@@ -86,7 +88,13 @@ class Trainer:
         self.layers = dict(zip(range(span.first_layer, span.end_layer), own, strict=True))
         self.recorder = Recorder(self.rank, dilation)
         self.connections = Connections.open(
-            plan, self.membership, self.recorder, timeout_s, is_tied=bool(tied(own)), device=device
+            plan,
+            self.membership,
+            self.recorder,
+            timeout_s,
+            is_tied=bool(tied(own)),
+            device=device,
+            settings=codec_settings,
         )
         self._modules = nn.ModuleList(own).to(device)
         self.parameters = list(self._modules.parameters())
@@ -97,6 +105,7 @@ class Trainer:
             int(count) for (count,) in self.membership.all_exchange([len(self.parameters)], timeout_s)
         )
         self._result = StepResult(math.nan, math.nan, False)
+        self._sharing: QuantizedAdam | None = None
         self._before_forward = before_forward
         self._set_up_gradients(tied(own))
         self.optimizer = optimizer(self.parameters)
@@ -107,10 +116,22 @@ class Trainer:
         """Lay out the buckets; a parameter that both ends of the pipeline hold gets one of its own."""
         self._shared = tied[0] if tied and self.plan.num_stages > 1 else None
         own = [parameter for parameter in self.parameters if parameter is not self._shared]
-        reducer, size = self.connections.data_reducer, self.plan.bucket_bytes
-        self._buckets = [GradientBuckets(own, size, reducer)]
+        alignment, size = alignment_of(self.plan.gradient_codec), self.plan.bucket_bytes
+        data, ends = self.connections.data_reducer, self.connections.tied_reducer
+        self._reducers = [reducer for reducer in (data, ends) if reducer is not None]
+        self.buckets = [GradientBuckets(own, size, *self._reducers[: data is not None], alignment=alignment)]
         if self._shared is not None:
-            self._buckets.append(GradientBuckets([self._shared], size, reducer))
+            self.buckets.append(GradientBuckets([self._shared], size, *self._reducers, alignment=alignment))
+
+    def _begin_gradients(self) -> None:
+        """Start a step's gradients from zero. After its warm-up QuantizedAdam has momenta summed in their place."""
+        adam = self.optimizer if isinstance(self.optimizer, QuantizedAdam) else None
+        is_plain = adam is not None and adam.is_warming_up
+        self._sharing = None if is_plain else adam
+        for reducer in self._reducers:
+            reducer.begin_step(self.step_number)
+        for buckets in self.buckets:
+            buckets.zero(self._sharing.make_share if self._sharing is not None else None, is_plain)
 
     def _make_executor(self, stage: Stage) -> Executor:
         return Executor(
@@ -129,13 +150,16 @@ class Trainer:
     def is_last_stage(self) -> bool:
         return self.stage_index == self.plan.num_stages - 1
 
-    def step(self, batch: Batch) -> StepResult:
-        """Train on one batch; `batch` holds this replica's samples (the other replicas hold the rest)."""
+    def step(self, batch: Batch, upcoming: Sequence[int] | None = None) -> StepResult:
+        """Train on one batch; `batch` holds this replica's samples (the other replicas hold the rest).
+
+        `upcoming` are the ids of this replica's next batch, in order. Codecs that remember samples then agree on them
+        while this step runs; without it they do at the beginning of the next, which costs a round trip.
+        """
         self.recorder.begin_step()
         self.connections.begin_step()
-        for buckets in self._buckets:
-            buckets.zero()
-        self._executor.play(self._microbatches(batch), self.step_number)
+        self._begin_gradients()
+        self._executor.play(self._microbatches(batch), self.step_number, upcoming)
         self.step_number += 1
         self.step_s = self.recorder.elapsed_s
         return self._result
@@ -189,17 +213,16 @@ class Trainer:
         ]
 
     def _arm(self) -> None:
-        for buckets in self._buckets:
+        for buckets in self.buckets:
             buckets.arm()
 
     def _reduce(self) -> None:
         """Wait until every gradient is the sum over the replicas, a shared one over both ends too."""
         start_s = time.monotonic()
-        for buckets in self._buckets:
+        for buckets in self.buckets:
             buckets.finish(self.timeout_s)
-        if self._shared is not None and self.connections.tied_reducer is not None:
-            flat = self._buckets[1].flat(0)
-            flat.copy_(self.connections.tied_reducer.submit(flat.cpu()).wait(self.timeout_s))
+        if self._sharing is not None:
+            self._sharing.take_sum(self.parameters)
         self.recorder.add("reduce", start_s, time.monotonic())
 
     def _agree_and_update(self) -> None:

@@ -237,7 +237,7 @@ class Tiers:
                 entry.ram, entry.is_reading = self.arena.free.pop(), True
                 return partial(self._read, sample, entry)
         while len(lacking) > len(self.arena.free) + self._num_leaving:
-            last = next(self._leaving_order(), None)
+            last = next((sample for sample in self._leaving_order() if not self.entries[sample].is_busy), None)
             if last is None:
                 return None
             entry = self.entries[last]
@@ -248,7 +248,8 @@ class Tiers:
             del self._movable[last]
             self._free_memory(entry)
         for sample in islice(self._leaving_order(), max(0, self._num_next - len(self.arena.free))):
-            if (entry := self.entries[sample]).is_changed:
+            entry = self.entries[sample]
+            if entry.is_changed and not entry.is_busy:
                 entry.is_writing = True
                 return partial(self._write_out, sample, entry, leaves=False)
         return None
@@ -258,10 +259,8 @@ class Tiers:
         return entry is not None and entry.ram is not None
 
     def _leaving_order(self) -> Iterator[int]:
-        """Yield those whose memory may be had, the first to go first."""
-        for sample in reversed(self._movable):
-            if sample not in self.queue.window and not self.entries[sample].is_busy:
-                yield sample
+        """Yield those whose memory may be had once they are not busy, the first to go first."""
+        return (sample for sample in reversed(self._movable) if sample not in self.queue.window)
 
     def _read(self, sample: int, entry: Entry) -> None:
         assert self.file is not None

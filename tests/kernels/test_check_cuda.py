@@ -71,7 +71,7 @@ def test_without_nvcc_the_status_says_so(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout.split()[:2]) == (check_cuda.NO_NVCC, ["no", "nvcc"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(check_cuda.find_tool("nvcc") is None, reason="there is no nvcc")
 def test_the_kernels_compile_without_spills_or_anything_that_would_change_a_result() -> None:
     assert check_cuda.main([]) == 0

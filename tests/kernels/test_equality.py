@@ -114,7 +114,7 @@ def test_operations_give_the_bytes_of_the_definition(case: Case, backend: str, d
         check(case, backend, device)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("check", CHECKS)
 def test_all_combinations_give_the_bytes_of_the_definition(

@@ -1,6 +1,10 @@
 """The CPU backend: the signatures of `reference` on compiled loops, one pass over memory, one thread per call.
 
 One thread, because training uses the cores already; codec threads overlap, since the loops hold no lock.
+
+Numba compiles them on the user's machine, for its processor, and needs no compiler there, which torch.compile and an
+extension in C++ do. torch.compile of `reference.quantize` takes 43 s to compile and reaches 26 M values/s, twice what
+it has without, where these loops reach 1200 to 2000 (one core, Sapphire Rapids, measured).
 """
 
 from __future__ import annotations

@@ -89,6 +89,7 @@ def test_a_sample_twice_in_a_batch_is_a_first_visit_the_second_time() -> None:
     visit(sender, receiver, [3], x)
     ids = [3, 3]
     settle(sender, receiver, ids)
+    assert sender.measure(torch.cat([x, 2 * x]), ids) is not None
     found = receiver.decode(sender.encode(torch.cat([x, 2 * x]), ids), ids)
     assert torch.equal(found[1], 2 * x[0])
     assert base_of(sender, 3).equal(base_of(receiver, 3))

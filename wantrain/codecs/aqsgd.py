@@ -192,7 +192,7 @@ class AqsgdCodec(Codec):
         """Return what the samples that are no first visits, or some of their rows, would lose."""
         errors, clipped, values = [], [], []
         for sample, sample_id in zip(tensor, sample_ids, strict=True):
-            if sample_id in self._agreed:
+            if sample_id in self._agreed and sample_id not in self._taken:  # of two in a batch the first
                 held = some_rows(self._peek(sample_id, tuple(sample.shape)))
                 delta = some_rows(sample).float() - held
                 key = self._key(sample_id, self._agreed[sample_id])

@@ -34,7 +34,7 @@ from wantrain.data import Lanes, Samples, TokenFile
 from wantrain.errors import TopologyError
 from wantrain.model_config import ModelConfig
 from wantrain.models import gpt
-from wantrain.pipeline.connect import CodecSettings
+from wantrain.pipeline.boundary_codecs import CodecSettings
 from wantrain.plan import Plan
 from wantrain.profile import gpt_profile
 from wantrain.scheduler.solve import make_plan

@@ -82,7 +82,8 @@ def make_wantrain(rank: int, args: argparse.Namespace) -> tuple[Callable[[], flo
     import torch
 
     from wantrain.comm.groups import join
-    from wantrain.pipeline.connect import CodecSettings, Connections
+    from wantrain.pipeline.boundary_codecs import CodecSettings
+    from wantrain.pipeline.connect import Connections
     from wantrain.pipeline.executor import Executor, Microbatch
     from wantrain.pipeline.recorder import Recorder
     from wantrain.pipeline.stage import EmulatedStage

@@ -33,7 +33,7 @@ def newest(records: list[Record], key: Callable[[Record], object]) -> list[Recor
 
 def overlap_rows(records: list[Record]) -> Iterator[str]:
     """Yield the table of seconds a step, wantrain's beside torch's own pipelines."""
-    last = newest(records, lambda one: (one["uplink"], *_codecs(one), one["dilation"], one["stages"]))
+    last = newest(records, lambda one: (one["uplink"], *_codecs(one), one["stages"]))
     systems = list(dict.fromkeys(name for record in last for name in record["systems"]))
     yield "Seconds a step (median), GPT-2 XL shapes; compute and network emulated:\n"
     yield _row(["uplink", "activations", "their gradients", "stages × microbatches", "dilation", "bound", *systems])

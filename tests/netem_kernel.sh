@@ -36,6 +36,6 @@ if grep -q amx_tile /proc/cpuinfo; then
   cc -shared -fPIC -O1 -o "$work/uml_ptrace.so" "$checkout/tests/uml_ptrace.c"
   export LD_PRELOAD=$work/uml_ptrace.so
 fi
-timeout "${LIMIT_S:-300}" linux.uml mem=1G rootfstype=hostfs rw rootflags=/ init="$work/init" \
+timeout "${LIMIT_S:-900}" linux.uml mem=1G rootfstype=hostfs rw rootflags=/ init="$work/init" \
   loglevel=3 con=null con0=null,fd:1 ssl=null </dev/null 2>&1 | sed -n '/^booted /,$p' | grep -v '^\(reboot:\|Powering off\|$\)' || true
 exit "$(cat "$work/status" 2>/dev/null || echo 1)"

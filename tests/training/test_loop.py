@@ -159,6 +159,19 @@ def test_a_killed_run_with_lossy_codecs_goes_on_with_the_very_losses(tmp_path: P
     assert last.codecs[f"{peer}/forward"].bits == 4
 
 
+def test_bits_that_were_raised_are_kept_by_a_run_that_goes_on(tmp_path: Path) -> None:
+    config = make_config(tmp_path, parallel={"backward_codec": "quantized:3", "max_codec_error": 0.05}, steps=14)
+    plan = plan_of(config, 2, 1)
+    whole, broken = RunDirectory(tmp_path / "whole"), RunDirectory(tmp_path / "broken")
+    run_job(config, plan, whole)
+    with pytest.raises(CrashError):
+        run_job(config, plan, broken, crash_at=11)
+    run_job(config, plan, broken, is_resumed=True)
+    assert losses(broken, 1) == losses(whole, 1)
+    bits = [record.codecs[f"{plan.workers[0]}/backward"].bits for record in broken.read_steps(1)]
+    assert bits == [3, 4] + [6] * 12
+
+
 def test_dropped_buffers_begin_with_first_visits(tmp_path: Path) -> None:
     config = make_config(tmp_path, TEXT[:700], LOSSY, {"on_checkpoint": "drop"}, steps=14)
     plan = plan_of(config, 2, 1)

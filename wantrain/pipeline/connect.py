@@ -15,33 +15,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
-from wantrain.codec_spec import parse_codec
-from wantrain.codecs.aqsgd import AqsgdCodec, entry_bytes_of
-from wantrain.codecs.codec import Codec, make_codec
-from wantrain.codecs.message_buffer import MessageBuffer
-from wantrain.codecs.quantized import key_of
+from wantrain.codecs.codec import Codec
 from wantrain.comm.allreduce import Reducer
 from wantrain.comm.channel import Channel
 from wantrain.comm.groups import Membership
 from wantrain.comm.sender import PIPELINE_PRIORITY, REDUCE_PRIORITY, Sender
-from wantrain.errors import PlanError, WantrainError
+from wantrain.errors import WantrainError
 from wantrain.pipeline.agreement import Agreement
 from wantrain.pipeline.boundary import Inbox, Outbox, SendLog
+from wantrain.pipeline.boundary_codecs import DEFAULT_SETTINGS, WAYS, BoundaryCodecs, CodecSettings, needs_agreement
 from wantrain.pipeline.executor import Neighbour
-from wantrain.pipeline.guard import Guard
 from wantrain.pipeline.recorder import Recorder
 from wantrain.plan import Plan
-from wantrain.run_directory import CodecLoss, LinkTraffic
+from wantrain.run_directory import LinkTraffic
 from wantrain.wire import HEADER_BYTES, Transport, payload_bytes
-
-WAYS = ("forward", "backward")
-"""A boundary's two channels. On one alone, what one end tells the other about room for more would queue behind its own
-payloads."""
 
 _AGREE = "agree-"
 _AGREE_TRANSPORT = Transport(chunk_bytes=64 * 1024, num_posted=2)
@@ -49,26 +39,6 @@ _AGREE_TRANSPORT = Transport(chunk_bytes=64 * 1024, num_posted=2)
 
 _EXPANSION_VALUES = 1 << 20
 """What a gradient codec saves is counted on a tensor of this size."""
-
-
-class CodecSettings(NamedTuple):
-    """What codecs need to know beyond the plan.
-
-    `sample_shape` is one sample's activation between any two layers ([seq, hidden]), for codecs that remember samples;
-    `seed` keys what is random, the same on all ranks; the bytes are what all message buffers of a rank may take
-    together, in memory, in files in `folder`, on the device; `say` is told, a line each, what a user should know.
-    """
-
-    sample_shape: tuple[int, ...] | None = None
-    seed: int = 0
-    ram_bytes: int = 1 << 30
-    file_bytes: int = 0
-    folder: Path | None = None
-    device_bytes: int = 0
-    say: Callable[[str], None] = lambda _: None
-
-
-DEFAULT_SETTINGS = CodecSettings()
 
 
 OpenChannel = Callable[["Line", SendLog], Channel]
@@ -115,28 +85,6 @@ def lines_of(plan: Plan, rank: int, is_tied: bool = False) -> list[Line]:
     return lines
 
 
-def needs_agreement(plan: Plan, boundary: int, way: str) -> bool:
-    """Say whether the ends of a boundary must agree before they send: on what they remember, or on more bits."""
-    spec = parse_codec(_codec_name(plan, boundary, way))
-    return spec.remembers or (plan.max_codec_error is not None and spec.kind != "raw")
-
-
-def _codec_name(plan: Plan, boundary: int, way: str) -> str:
-    chosen = plan.boundaries[boundary]
-    return chosen.forward_codec if way == "forward" else chosen.backward_codec
-
-
-def _share(plan: Plan, stage: int, settings: CodecSettings) -> CodecSettings:
-    """Return the settings with what each of a stage's message buffers may take."""
-    boundaries = [one for one in (stage - 1, stage) if 0 <= one < plan.num_stages - 1]
-    count = sum(parse_codec(_codec_name(plan, one, "forward")).remembers for one in boundaries) or 1
-    return settings._replace(
-        ram_bytes=settings.ram_bytes // count,
-        file_bytes=settings.file_bytes // count,
-        device_bytes=settings.device_bytes // count,
-    )
-
-
 class Connections:
     """Everything that joins one rank to the others."""
 
@@ -161,43 +109,19 @@ class Connections:
         self._before: dict[str, LinkTraffic] = {}
         self._dilation = recorder.dilation
         self._gradient_expansion = _expansion(plan.gradient_codec)
-        self.buffers: list[MessageBuffer] = []
-        self.guards: dict[str, Guard] = {}
-        stage, replica = plan.stage_of(rank), plan.replica_of(rank)
-        share = _share(plan, stage, settings)
-
-        def codec_of(boundary: int, way: str, side: str) -> Codec:
-            name, layer = _codec_name(plan, boundary, way), plan.stages[boundary].end_layer
-            spec, own_seed = parse_codec(name), key_of(settings.seed, layer, WAYS.index(way))
-            if not spec.remembers:
-                return make_codec(name, seed=own_seed)
-            if settings.sample_shape is None:
-                raise PlanError(
-                    "the plan's codecs remember samples; say what one looks like (CodecSettings.sample_shape)"
-                )
-            entry_bytes = entry_bytes_of(spec, settings.sample_shape)
-            buffer = MessageBuffer(
-                layer, entry_bytes, ram_bytes=share.ram_bytes, folder=share.folder, file_bytes=share.file_bytes,
-                device=device, device_bytes=share.device_bytes, name=f"{side}-{replica}", on_problem=settings.say,
-            )  # fmt: skip
-            self.buffers.append(buffer)
-            return AqsgdCodec(spec, buffer, seed=own_seed)
+        self.codecs = BoundaryCodecs(plan, rank, settings, device)
+        stage = plan.stage_of(rank)
 
         def neighbour(peer_rank: int, boundary: int, sends: str, receives: str) -> Neighbour:
             ways = {line.kind: line for line in lines if line.peer_rank == peer_rank}
             out, back = ways[sends], ways[receives]
-            sending, receiving = codec_of(boundary, sends, "sender"), codec_of(boundary, receives, "receiver")
+            sending, guard = self.codecs.sender(boundary, sends, out.peer)
+            receiving = self.codecs.receiver(boundary, receives)
 
             def agreement(way: str, codec: Codec) -> Agreement | None:
                 line = ways.get(_AGREE + way)
                 return Agreement(channels[line], codec, timeout_s) if line is not None else None
 
-            guard = None
-            if sending.spec.kind != "raw":
-                name = f"{out.peer}/{sends}"
-                guard = self.guards[name] = Guard(
-                    sending, plan.max_codec_error, _prefixed(settings.say, f"to {name}: ")
-                )
             outbox = Outbox(
                 channels[out], sending, recorder, logs[out], self._fail, agreement(sends, sending), guard
             )  # fmt: skip
@@ -258,14 +182,6 @@ class Connections:
         """Count traffic from here."""
         self._before = self._totals()
 
-    def codec_losses(self) -> dict[str, CodecLoss]:
-        """Return what was lost in the newest step, by peer and way."""
-        return {
-            name: CodecLoss(**guard.last._asdict(), bits=guard.bits)
-            for name, guard in self.guards.items()
-            if guard.last is not None
-        }
-
     def traffic(self) -> dict[str, LinkTraffic]:
         """Return what this rank has sent since `begin_step`, by peer."""
         now = self._totals()
@@ -295,8 +211,7 @@ class Connections:
             outbox.close()
         for inbox in self._inboxes:
             inbox.close()
-        for buffer in self.buffers:
-            buffer.close()
+        self.codecs.close()
         channels: Sequence[Channel] = list(self._channels.values())
         with ThreadPoolExecutor(max(1, len(channels))) as pool:
             list(pool.map(lambda channel: channel.close(timeout_s), channels))
@@ -306,10 +221,6 @@ def _expansion(gradient_codec: str) -> float:
     """Return how many times larger gradients are as they are than through a codec."""
     shape = (_EXPANSION_VALUES,)
     return 4 * _EXPANSION_VALUES / (payload_bytes(gradient_codec, shape) - HEADER_BYTES)
-
-
-def _prefixed(say: Callable[[str], None], prefix: str) -> Callable[[str], None]:
-    return lambda text: say(prefix + text)
 
 
 def _difference(now: LinkTraffic, before: LinkTraffic) -> LinkTraffic:

@@ -161,7 +161,7 @@ def _place(
 def _depths(
     schedule: ScheduleKind, num_stages: int, num_microbatches: int, asked: Sequence[int] | None
 ) -> Iterator[tuple[int, ...]]:
-    """Yield depths to try: what was asked, or 1F1B's own and two and three times that."""
+    """Yield depths to try: what was asked, or 1F1B's own and multiples of that."""
     if asked is not None:
         if schedule == "gpipe" or len(asked) != num_stages or min(asked) < 1:
             raise PlanError(
@@ -172,7 +172,7 @@ def _depths(
         return
     base = default_in_flight(schedule, num_stages, num_microbatches)
     tried = set()
-    for factor in (1, 2, 3):
+    for factor in (1, 2, 3, 4, 8):
         depths = tuple(min(num_microbatches, factor * depth) for depth in base)
         if depths not in tried:
             tried.add(depths)

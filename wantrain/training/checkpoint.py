@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 import xxhash
+from pydantic import Field
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
@@ -40,7 +41,10 @@ _WEIGHT, _OPTIMIZER = "weight:", "optimizer:"
 
 
 class Manifest(Fact):
-    """What a checkpoint holds: `files` maps names to xxh3 checksums, `model` and `tokenizer` rebuild it."""
+    """What a checkpoint holds: `files` maps names to xxh3 checksums, `model` and `tokenizer` rebuild it.
+
+    `bits` is what guards had asked for, by "layer/way/replica".
+    """
 
     version: int = VERSION
     step: int
@@ -49,6 +53,7 @@ class Manifest(Fact):
     model: dict[str, Any]
     tokenizer: str
     files: dict[str, str]
+    bits: dict[str, int] = Field(default_factory=dict)
 
 
 def layer_file(layer: int) -> str:

@@ -15,31 +15,27 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
-import xxhash
 
-from wantrain.codecs.message_buffer import MessageBuffer
 from wantrain.config import RunConfig, TrainingConfig
 from wantrain.data import Lanes, Samples
-from wantrain.errors import CheckpointError, ConfigError, PlanError, WantrainError
+from wantrain.errors import ConfigError, PlanError, WantrainError
 from wantrain.fact import append_line
 from wantrain.models import gpt
 from wantrain.netem.sandbox import die_with_parent
-from wantrain.pipeline.connect import CodecSettings
+from wantrain.pipeline.boundary_codecs import CodecSettings
 from wantrain.plan import Plan
 from wantrain.run_directory import LinkTraffic, RunDirectory, StepRecord, ValidationRecord
 from wantrain.topology import Topology
-from wantrain.training.buffers import keep_claims, load_buffers, save_buffers
-from wantrain.training.checkpoint import CheckpointFolder, Manifest, ranks_on_disk
 from wantrain.training.job import Job, judged, load_config, open_data, resolve, write_run_directory, write_summary
-from wantrain.training.metrics import MetricsWriter
+from wantrain.training.metrics import MetricsWriter, announce
 from wantrain.training.quantized_adam import QuantizedAdam
-from wantrain.training.residuals import load_residuals, save_residuals
+from wantrain.training.run_checkpoints import RunCheckpoints
 from wantrain.training.trainer import Batch, StepResult, Trainer
 
 _SECOND_REQUEST_S = 3.0
@@ -251,11 +247,8 @@ def train(
     trainer.agree("the training text", tokens.digest)
     trainer.agree("the run file", config.model_dump_json(exclude={"data": {"source"}}))
     training = config.training
-    checkpoints = CheckpointFolder(run_directory.checkpoints, config.checkpoint.keep)
-    disk = ranks_on_disk(run_directory.path, trainer.rank, trainer.gather)
-    first = resume(trainer, checkpoints, config, run_directory) if is_resumed else 0
-    if is_resumed and trainer.rank == min(disk):
-        checkpoints.drop_after(first)
+    checkpoints = RunCheckpoints(trainer, config, run_directory)
+    first = checkpoints.resume() if is_resumed else 0
     if trainer.rank == 0:
         run_directory.stop.unlink(missing_ok=True)  # an earlier run's
     lanes = Lanes(len(samples), training.num_lanes, training.seed)
@@ -270,14 +263,15 @@ def train(
             metrics.write_timeline(step, trainer.recorder)
         is_last = step + 1 == training.steps or result.stop_requested
         if is_last or (step + 1) % config.checkpoint.every == 0:  # first: who was asked to stop may not be waited for
-            save(trainer, checkpoints, disk, config, step + 1)
+            checkpoints.save(step + 1)
         if is_last or (training.validate_every and (step + 1) % training.validate_every == 0):
             loss = validate(trainer, held_out)
             metrics.write(ValidationRecord(step=step, validation_loss=loss))
             if trainer.rank == 0:
                 write_summary(run_directory, validation_loss=loss, steps=step + 1, interrupted=result.stop_requested)
         if result.stop_requested:
-            _say(trainer, run_directory, f"stopped after step {step + 1} of {training.steps}; go on with --resume")
+            said = f"stopped after step {step + 1} of {training.steps}; go on with --resume"
+            announce(run_directory, trainer.rank, said)
             return
 
 
@@ -330,117 +324,5 @@ def _record(trainer: Trainer, job: Job, result: StepResult, step: int, is_emulat
         waited_s=recorder.waited_s(),
         sent=_link_use(trainer, job.topology, is_emulated),
         finished_at=time.time(),
-        codecs=trainer.connections.codec_losses(),
+        codecs=trainer.connections.codecs.losses(),
     )
-
-
-def save(trainer: Trainer, checkpoints: CheckpointFolder, disk: Sequence[int], config: RunConfig, step: int) -> None:
-    """Write a checkpoint together: every layer once per disk (`disk`: the ranks on ours), the manifest last."""
-    holders = set(trainer.plan.data_group(trainer.stage_index)) & set(disk)
-    own = trainer.layers if trainer.rank == min(holders) else {}
-    try:
-        sums, error = checkpoints.write_layers(step, own, trainer.optimizer), ""
-        sums |= save_residuals(checkpoints, step, trainer.layers, trainer.buckets, trainer.replica)
-        sums |= save_buffers(_kept_buffers(trainer, config), checkpoints.begin(step), step, _digest(trainer.plan))
-    except CheckpointError as caught:
-        sums, error = {}, str(caught)
-    everyone: list[dict[str, Any]] = trainer.gather({"files": sums, "error": error})
-    problems = [one["error"] for one in everyone if one["error"]]
-    if problems:
-        checkpoints.abandon(step)
-        raise CheckpointError(problems[0])
-    files = {name: digest for one in everyone for name, digest in one["files"].items()}
-    manifest = Manifest(
-        step=step,
-        num_layers=config.model.num_layers_total,
-        seed=config.training.seed,
-        model=config.model.model_dump(),
-        tokenizer=config.data.tokenizer,
-        files=files,
-    )
-    if trainer.rank == min(disk):
-        checkpoints.finish(manifest)
-    trainer.gather("saved")
-    keep_claims(_kept_buffers(trainer, config), checkpoints)
-
-
-def resume(trainer: Trainer, checkpoints: CheckpointFolder, config: RunConfig, run_directory: RunDirectory) -> int:
-    """Load the newest checkpoint that is whole on every rank; return its step, 0 if none was ever finished.
-
-    Raise CheckpointError where there are some and none can be used: starting anew would overwrite them.
-    """
-    own = {str(step): checkpoints.problem(step, trainer.layers) for step in checkpoints.steps()}
-    everyone: list[dict[str, str]] = trainer.gather(own)
-    for step in sorted({int(name) for found in everyone for name in found}, reverse=True):
-        problems = [found.get(str(step), f"step {step} is missing on a worker's disk") for found in everyone]
-        problem = next((one for one in problems if one), "")
-        if not problem:
-            _check_manifest(checkpoints.manifest(step), config)
-            checkpoints.load_layers(step, trainer.layers, trainer.optimizer)
-            trainer.step_number = step
-            _say(trainer, run_directory, f"resumed from step {step}")
-            _resume_residuals(trainer, checkpoints, run_directory, step)
-            _load_buffers(trainer, checkpoints, config, run_directory, step)
-            return step
-        _say(trainer, run_directory, f"passed over the checkpoint of step {step}: {problem}")
-    if any(everyone):
-        raise CheckpointError(f"no checkpoint in {checkpoints.path} can be used ({problem}); start a new run directory")
-    _say(trainer, run_directory, "no checkpoint yet; starting from step 0")
-    return 0
-
-
-def _kept_buffers(trainer: Trainer, config: RunConfig) -> Sequence[MessageBuffer]:
-    """Return the message buffers that belong into checkpoints."""
-    return trainer.connections.buffers if config.buffers.on_checkpoint == "keep" else ()
-
-
-def _load_buffers(
-    trainer: Trainer, checkpoints: CheckpointFolder, config: RunConfig, run_directory: RunDirectory, step: int
-) -> None:
-    """Fill this rank's message buffers, and tell the user what is missing of anyone's."""
-    lanes, num_lanes = set(trainer.plan.replicas[trainer.replica].lanes), config.training.num_lanes
-    lines = load_buffers(
-        _kept_buffers(trainer, config),
-        checkpoints,
-        step,
-        _digest(trainer.plan),
-        run_directory.buffers,
-        lambda sample: sample % num_lanes in lanes,
-    )
-    everyone: list[list[str]] = trainer.gather(lines)
-    for line in (line for own in everyone for line in own):
-        _say(trainer, run_directory, line)
-
-
-def _digest(plan: Plan) -> str:
-    return xxhash.xxh3_64_hexdigest(plan.model_dump_json(exclude={"prediction"}).encode())
-
-
-def _resume_residuals(trainer: Trainer, checkpoints: CheckpointFolder, run_directory: RunDirectory, step: int) -> None:
-    """Load what the gradients' codec still owes; where one rank can't, all forget it, so that replicas stay equal."""
-    problem = load_residuals(checkpoints, step, trainer.layers, trainer.buckets, trainer.replica)
-    problems = [one for one in trainer.gather(problem) if one]
-    if problems:
-        for buckets in trainer.buckets:
-            buckets.drop_residuals()
-        _say(trainer, run_directory, f"dropped what the gradient codec still owed: {problems[0]}")
-
-
-def _check_manifest(manifest: Manifest, config: RunConfig) -> None:
-    """Raise CheckpointError where a checkpoint was made with another model, text or seed."""
-    for what, kept, asked in (
-        ("model", manifest.model, config.model.model_dump()),
-        ("tokenizer", manifest.tokenizer, config.data.tokenizer),
-        ("seed", manifest.seed, config.training.seed),
-    ):
-        if kept != asked:
-            raise CheckpointError(
-                f"the checkpoint has another {what} (got {kept}, the run file has {asked}); use its own"
-            )
-
-
-def _say(trainer: Trainer, run_directory: RunDirectory, text: str) -> None:
-    """Tell the user, once: on rank 0's standard error, and in the run directory, where a launcher looks for it."""
-    if trainer.rank == 0:
-        print(text, file=sys.stderr, flush=True)
-        append_line(run_directory.notes, text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 from wantrain.fact import append_line, write_text
@@ -33,3 +34,10 @@ class MetricsWriter:
             "events": events,
         }
         append_line(self._timelines, json.dumps(line))
+
+
+def announce(run_directory: RunDirectory, rank: int, text: str) -> None:
+    """Tell the user, once: on rank 0's standard error, and in the run directory, where a launcher looks for it."""
+    if rank == 0:
+        print(text, file=sys.stderr, flush=True)
+        append_line(run_directory.notes, text)

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from wantrain.comm.groups import Membership, join
 from wantrain.errors import PlanError, RunError
-from wantrain.pipeline.connect import DEFAULT_SETTINGS, CodecSettings, Connections
+from wantrain.pipeline.boundary_codecs import DEFAULT_SETTINGS, CodecSettings
+from wantrain.pipeline.connect import Connections
 from wantrain.pipeline.executor import Executor, Microbatch
 from wantrain.pipeline.gradients import GradientBuckets, alignment_of
 from wantrain.pipeline.recorder import Recorder

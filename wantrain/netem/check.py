@@ -38,7 +38,7 @@ _MOST_REPEATS = 3
 
 _NUM_PROBES, _NUM_LOSS_PROBES = 25, 2000
 
-_UNTIMED = Delays(0, ())
+_UNTIMED = Delays(1, ())
 
 
 @dataclass(frozen=True)

@@ -190,6 +190,12 @@ class Plan(Fact):
         """Return the ranks that hold the same stage, in replica order."""
         return tuple(self.rank_at(replica, stage) for replica in range(len(self.replicas)))
 
+    @property
+    def codecs(self) -> frozenset[str]:
+        """The names of all codecs in use."""
+        ways = {codec for one in self.boundaries for codec in (one.forward_codec, one.backward_codec)}
+        return frozenset(ways | ({self.gradient_codec} if len(self.replicas) > 1 else set()))
+
     def actions(self, replica: int) -> Schedule:
         """Return the ordered actions of each stage of one replica."""
         depths = [stage.max_in_flight for stage in self.stages]

@@ -12,6 +12,7 @@ from wantrain_kernels.ops import (
     quantize,
 )
 from wantrain_kernels.reference import num_nonfinite_groups
+from wantrain_kernels.warm_up import warm_up
 
 __all__ = [
     "Layout",
@@ -26,4 +27,5 @@ __all__ = [
     "layout_of",
     "num_nonfinite_groups",
     "quantize",
+    "warm_up",
 ]

@@ -5,15 +5,21 @@ or the user's cache folder, so that a later process loads it in milliseconds. It
 as fresh while the file of the outermost function is unchanged, whatever it calls; and where no folder can be written,
 or what was kept can't be read, it raises. So kernels carry a fingerprint of all sources in their name, and without a
 usable cache the code lives as long as the process.
+
+The workers of a job on one machine all need the same code at once. One of them makes it, the others wait and load it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import functools
 import hashlib
+import os
 import pickle
+import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -57,12 +63,22 @@ def _machine_code(function: Callable[..., Any], args: tuple[Any, ...]) -> Callab
     function.__qualname__ = f"{function.__name__}_{fingerprint()}"
     signature = tuple(_numba.typeof(arg) for arg in args)
     try:
-        code = _numba.njit(cache=True, **_OPTIONS)(function)
-        code.compile(signature)
+        with _only_process(function.__qualname__):
+            code = _numba.njit(cache=True, **_OPTIONS)(function)
+            code.compile(signature)
     except _NO_CACHE:
         code = _numba.njit(**_OPTIONS)(function)
         code.compile(signature)
     return cast(Callable[..., Any], code)
+
+
+@contextlib.contextmanager
+def _only_process(name: str) -> Iterator[None]:
+    """Let one of this user's processes at a time do what is to be done once; a lock dies with its process."""
+    path = Path(tempfile.gettempdir(), f"wantrain-{os.getuid()}-{name}.lock")
+    with open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @functools.cache

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -22,6 +22,7 @@ from torch import Tensor
 from wantrain import wire
 from wantrain.codec_spec import BITS, CodecSpec, parse_codec
 from wantrain.errors import ChannelError, CodecError
+from wantrain_kernels import warm_up
 
 Payload: TypeAlias = Tensor
 """One message: a contiguous one-dimensional uint8 CPU tensor, wire.HEADER_BYTES of header and then the body."""
@@ -171,6 +172,13 @@ def _check_encodable(family: str, tensor: Tensor) -> None:
         raise CodecError(
             f"'{family}' can't encode {tensor.dim()} dimensions (expected at most {wire.MAX_DIMS}); flatten"
         )
+
+
+def prepare_codecs(names: Iterable[str]) -> None:
+    """Compile what codecs of these names run on a CPU, before a message waits for it: seconds, once on a machine."""
+    specs = [parse_codec(name) for name in names]
+    specs += [parse_codec(spec.first) for spec in specs if spec.remembers]
+    warm_up({spec.kind for spec in specs})
 
 
 MakeCodec: TypeAlias = Callable[[CodecSpec, int, int], Codec]

@@ -22,6 +22,7 @@ from typing import NoReturn
 
 import torch
 
+from wantrain.codecs.codec import prepare_codecs
 from wantrain.config import RunConfig, TrainingConfig
 from wantrain.data import Lanes, Samples
 from wantrain.errors import ConfigError, PlanError, WantrainError
@@ -40,6 +41,8 @@ from wantrain.training.trainer import Batch, StepResult, Trainer
 
 _SECOND_REQUEST_S = 3.0
 """Chosen: in a terminal Ctrl-C reaches the worker and torchrun, which at once sends it on; a later one is another."""
+
+_NOTEWORTHY_S = 5.0
 
 _M_MMAP_THRESHOLD = -3
 _MMAP_THRESHOLD_BYTES = 1 << 20
@@ -138,6 +141,8 @@ def _session(job: Job, worker: str, dilation: float, run_directory: RunDirectory
     """Join the job, and leave it together with the others if all went well."""
     config, training = job.config, job.config.training
     device = _device(job.topology, worker)
+    if device.type == "cpu":
+        _prepare_codecs(job.plan, job.plan.rank_of(worker), run_directory)
     trainer = Trainer(
         lambda first, end: gpt.build_layers(config.model, first, end, training.seed),
         job.plan,
@@ -156,6 +161,16 @@ def _session(job: Job, worker: str, dilation: float, run_directory: RunDirectory
     )
     yield trainer
     trainer.close()
+
+
+def _prepare_codecs(plan: Plan, rank: int, run_directory: RunDirectory) -> None:
+    """Compile the codecs' kernels before anybody waits for this rank, and say so where it took long."""
+    began_s = time.monotonic()
+    prepare_codecs(plan.codecs)
+    took_s = time.monotonic() - began_s
+    if took_s > _NOTEWORTHY_S:
+        said = f"compiled the codecs for this processor in {took_s:.0f} s; later runs find them ready"
+        announce(run_directory, rank, said)
 
 
 def codec_settings(config: RunConfig, run_directory: RunDirectory, worker: str) -> CodecSettings:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from wantrain.codecs.codec import prepare_codecs
 from wantrain.comm.groups import Membership, join
 from wantrain.errors import PlanError, RunError
 from wantrain.pipeline.boundary_codecs import DEFAULT_SETTINGS, CodecSettings
@@ -79,6 +80,8 @@ class Trainer:
         Raises PlanError where plan and job don't fit, ChannelError where a peer doesn't come.
         """
         self.plan, self.clip_norm, self.timeout_s, self._device = plan, clip_norm, timeout_s, device
+        if torch.device(device).type == "cpu":
+            prepare_codecs(plan.codecs)
         self.membership = membership or join(plan.world_size, plan.rank_of(worker), timeout_s, plan.workers, address)
         self.rank = self.membership.rank
         self.stage_index, self.replica = plan.stage_of(self.rank), plan.replica_of(self.rank)

@@ -19,7 +19,7 @@ FLOORS: list[dict[str, str]] = [
     dict.fromkeys(
         (
             *("fact", "model_config", "topology", "profile", "schedule", "plan", "timeline", "wire", "config"),
-            *("run_directory", "resources", "codec_spec"),
+            *("run_directory", "resources", "codec_spec", "device_speed"),
         ),
         "",
     ),
@@ -29,6 +29,7 @@ FLOORS: list[dict[str, str]] = [
         "codecs": "kernels",
         "comm": "codecs",
         "netem": "",
+        "probe": "netem",
         "models": "",
         "tokenizer": "",
         "data": "tokenizer",
@@ -36,12 +37,19 @@ FLOORS: list[dict[str, str]] = [
     },
     {"pipeline": ""},
     {"training": ""},
-    {"report": "", "launch": "report", "planning": "launch report", "doctor": ""},
+    {
+        "report": "",
+        "launch": "report",
+        "planning": "launch report",
+        "simulating": "report",
+        "profiling": "",
+        "doctor": "",
+    },
     {"cli": "", "__main__": "cli"},
 ]
 """The house from the ground up: a room imports itself and what lies below."""
 
-TORCHLESS = ("errors", "units", *FLOORS[1], "scheduler", "netem", "tokenizer", "cli", "doctor", "__main__")
+TORCHLESS = ("errors", "units", *FLOORS[1], "scheduler", "netem", "probe", "tokenizer", "cli", "doctor", "__main__")
 
 MODULES = sorted(
     path.relative_to(root).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__")

@@ -6,9 +6,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from wantrain.errors import ConfigError
 from wantrain.model_config import ModelConfig
 from wantrain.models import gpt
-from wantrain.profile import ModelProfile, gpt_profile
+from wantrain.profile import CodecSpeed, ModelProfile, gpt_profile
 
 CONFIGS = [
     ModelConfig(num_layers=1, hidden=64, num_heads=4, seq_len=64),
@@ -91,6 +92,41 @@ def test_costs_grow_in_proportion_to_the_microbatch() -> None:
 
 
 def test_a_saved_profile_loads_as_it_was(tmp_path: Path) -> None:
-    profile = gpt_profile(CONFIGS[0], 2)
+    speed = CodecSpeed(direct_encode=4e8, direct_decode=8e8, delta_encode=2e8, delta_decode=4e8)
+    profile = gpt_profile(CONFIGS[0], 2).model_copy(update={"codec_speed": speed, "reference_flops_per_s": 5e9})
     profile.save(tmp_path / "profile.json")
     assert ModelProfile.load(tmp_path / "profile.json") == profile
+
+
+def test_a_profile_says_where_it_comes_from() -> None:
+    profile = gpt_profile(CONFIGS[0], 2)
+    assert (profile.source, profile.model) == ("counted", CONFIGS[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"hidden": 128}, r"hidden: got 64, expected 128"),
+        ({"num_layers": 2}, r"num_layers: got 1, expected 2"),
+        ({"seq_len": 32}, r"seq_len: got 64, expected 32"),
+        ({"vocab_size": 300}, r"vocab_size: got 256, expected 300"),
+    ],
+)
+def test_a_profile_of_another_model_is_refused(change: dict[str, int], said: str) -> None:
+    profile = gpt_profile(CONFIGS[0], 2)
+    profile.require(CONFIGS[0].model_copy(update={"dropout": 0.2, "tied": True}))
+    with pytest.raises(ConfigError, match=rf"the profile is of another model \({said}\); make one with"):
+        profile.require(CONFIGS[0].model_copy(update=change))
+
+
+def test_a_profile_without_a_model_is_known_by_its_number_of_layers() -> None:
+    profile = gpt_profile(CONFIGS[0], 2).model_copy(update={"model": None})
+    profile.require(CONFIGS[0])
+    with pytest.raises(ConfigError, match="layers: got 3, expected 4"):
+        profile.require(CONFIGS[0].model_copy(update={"num_layers": 2}))
+
+
+def test_one_figure_stands_for_all_codecs() -> None:
+    """As long as an average of the four takes: 1/4 · (1/4 + 1/8 + 1/2 + 1/4) ns = 1/3.56 ns a value."""
+    speed = CodecSpeed(direct_encode=4e9, direct_decode=8e9, delta_encode=2e9, delta_decode=4e9)
+    assert speed.values_per_s == pytest.approx(4 / (1 / 4 + 1 / 8 + 1 / 2 + 1 / 4) * 1e9)

@@ -93,11 +93,74 @@ def _launch_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _plan_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", metavar="CONFIG", help="a run file, or the name of a shipped one")
-    parser.add_argument("--topology", metavar="T", help="another topology than the run file's, by path or name")
+    parser.add_argument("config", metavar="CONFIG", nargs="?", help="a run file, or the name of a shipped one")
+    parser.add_argument("--topology", metavar="T", help="a topology, by path or name (default: the run file's)")
     parser.add_argument("--out", metavar="FILE", help="write the plan to this file")
     parser.add_argument("--commands", action="store_true", help="print the line to start on each host")
-    parser.add_argument("--json", action="store_true", help="print the plan as JSON")
+    parser.add_argument("--json", action="store_true", help="print the plan and all that was found about it as JSON")
+    asked = parser.add_argument_group("without a run file")
+    asked.add_argument("--model", metavar="M", help="a model's shape, by path or name")
+    asked.add_argument("--profile", metavar="F", help="what its layers cost, as 'wantrain profile' measured it")
+    asked.add_argument("--batch-size", type=_count, metavar="B", help="samples a step")
+    asked.add_argument("--microbatch-size", type=_count, metavar="B", help="samples a microbatch (default: searched)")
+    asked.add_argument("--stages", type=_count, metavar="N", help="stages of the pipeline (default: searched)")
+    asked.add_argument("--replicas", type=_count, metavar="N", help="copies of the pipeline (default: searched)")
+    asked.add_argument(
+        "--codec", metavar="C", help="auto, a codec for both ways, or FORWARD/BACKWARD (default: raw:fp32)"
+    )
+    asked.add_argument("--gradient-codec", metavar="C", help="codec of weight gradients (default: raw:fp32)")
+    asked.add_argument("--data-seen", choices=("once", "again"), help="with --codec auto: what bits the data bears")
+    asked.add_argument("--objective", choices=("throughput", "cost"), help="what to search for (default: throughput)")
+    asked.add_argument("--pin", type=_pin, action="append", default=[], metavar="W=STAGE", help="put a worker there")
+    asked.add_argument("--exclude", action="append", default=[], metavar="W", help="leave a worker out")
+    asked.add_argument(
+        "--time-limit", type=_seconds, metavar="S", help="seconds to search (default: as many as it takes)"
+    )
+    asked.add_argument("--seed", type=int, default=0, metavar="N")
+    asked.add_argument("--replan", metavar="PLAN", help="change this plan as little as the topology asks for")
+    more = parser.add_argument_group("more about the plan")
+    more.add_argument("--break-even", action="store_true", help="say below which link speed its codecs pay")
+    more.add_argument("--explain", action="store_true", help="set the naive plan beside it")
+    more.add_argument("--compare", action="append", default=[], metavar="PLAN", help="set another plan beside it")
+    more.add_argument("--tokens", type=_tokens, metavar="N", help="say what training on so many takes")
+
+
+def _profile_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", metavar="FILE", help="write the profile, or with --links the topology, to this file")
+    parser.add_argument("--json", action="store_true", help="print what was measured as JSON")
+    layers = parser.add_argument_group("what layers cost on this machine")
+    layers.add_argument("--model", metavar="M", help="a model's shape, by path or name")
+    layers.add_argument("--microbatch-size", type=_count, default=1, metavar="B", help="samples a microbatch")
+    layers.add_argument("--device", default="cpu", metavar="D", help="what computes (default: cpu)")
+    layers.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="of the matrix products")
+    layers.add_argument("--threads", type=_count, default=1, metavar="N", help="threads to compute with (default: 1)")
+    layers.add_argument("--like", metavar="DEVICE", help="don't measure: derive it from a device's published speed")
+    links = parser.add_argument_group("what links carry; started on every worker, with torchrun's environment")
+    links.add_argument("--links", action="store_true", help="measure latency and rate of every pair, and shared lines")
+    links.add_argument("--worker", metavar="NAME", help="who this process is (default: by environment or rank)")
+    links.add_argument("--site", metavar="NAME", help="where it is (default: found by the latencies)")
+    links.add_argument("--flops", metavar="SPEED", help="its computing speed, for the topology ('15 TFLOP/s')")
+    links.add_argument("--profile", metavar="F", help="or a profile that was measured here")
+    links.add_argument("--timeout", type=_seconds, default=60.0, metavar="S", help="seconds to wait for a peer")
+    links.add_argument("--dilation", type=_dilation, default=1.0, metavar="D", help="the emulated network's")
+
+
+def _simulate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("plan", metavar="PLAN", help="a plan file")
+    parser.add_argument("--topology", metavar="T", help="a topology, by path or name (default: the plan's)")
+    parser.add_argument("--model", metavar="M", help="a model's shape, by path or name (default: the plan's)")
+    parser.add_argument("--profile", metavar="F", help="what its layers cost, as 'wantrain profile' measured it")
+    changed = parser.add_argument_group("what if")
+    changed.add_argument(
+        "--set", action="append", default=[], metavar="'A->B=RATE'", help="another rate or latency between two ends"
+    )
+    changed.add_argument("--slow", action="append", default=[], metavar="W=FACTOR", help="a worker that takes longer")
+    changed.add_argument("--gone", action="append", default=[], metavar="W=S", help="a worker that is gone at a time")
+    changed.add_argument("--jitter", type=int, metavar="SEED", help="play the links' jitter")
+    changed.add_argument("--blocking", action="store_true", help="sends hold up computing")
+    parser.add_argument("--picture", metavar="FILE", help="draw the timeline (.svg or .png)")
+    parser.add_argument("--trace", metavar="FILE", help="write it as a trace for Perfetto or Chrome")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
 
 
 def _generate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -122,6 +185,31 @@ def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
 
 
+def _pin(text: str) -> tuple[str, int]:
+    """Parse WORKER=STAGE."""
+    worker, _, stage = text.rpartition("=")
+    if not worker or not stage.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected WORKER=STAGE (got {text!r})")
+    return worker, int(stage)
+
+
+def _seconds(text: str) -> float:
+    """Parse a number of seconds above zero."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected seconds above zero (got {text!r})")
+    return value
+
+
+def _tokens(text: str) -> int:
+    """Parse a number of tokens: 300000000000, 3e11."""
+    value = _seconds(text)
+    return round(value)
+
+
 def _count(text: str) -> int:
     """Parse a number above zero."""
     if not text.isdecimal() or not int(text):
@@ -136,7 +224,21 @@ SUBCOMMANDS = (
         _doctor_arguments,
         "wantrain.doctor:run",
     ),
-    Subcommand("plan", "make a plan for a run file and print it", _plan_arguments, "wantrain.planning:run"),
+    Subcommand(
+        "profile",
+        "measure what a model's layers cost here, or what the links between workers carry",
+        _profile_arguments,
+        "wantrain.profiling:run",
+    ),
+    Subcommand(
+        "plan", "find the best plan for a model on a topology, and explain it", _plan_arguments, "wantrain.planning:run"
+    ),
+    Subcommand(
+        "simulate",
+        "play a plan in virtual time, also under other conditions",
+        _simulate_arguments,
+        "wantrain.simulating:run",
+    ),
     Subcommand(
         "emulate",
         "run a command on every worker of an emulated WAN",

@@ -101,6 +101,8 @@ class Plan(Fact):
     bucket_bytes: int = Field(default=DEFAULT_BUCKET_BYTES, ge=1)
     max_codec_error: float | None = None
     """Relative error of a boundary's payloads above which more bits are used; None: as many as the codec says."""
+    buffer_bytes: int = Field(default=0, ge=0)
+    """What the message buffers of a worker may take of its memory, all together."""
     under_way_bytes: dict[str, int] = Field(default_factory=dict)
     """What a worker may have under way in all, where its links share a line: so what is ready first goes first."""
     prediction: Prediction | None = None

@@ -1,6 +1,10 @@
 """What a model costs, layer by layer: floating point operations and bytes. The planner and the simulator start here.
 
-Counted, not measured, so that a plan can be made on a machine that has neither torch nor the memory for the model.
+Counted, so that a plan can be made on a machine that has neither torch nor the memory for the model; or measured by
+`wantrain profile`, or derived from published figures of a device: `source` says which. What was measured in seconds is
+kept as operations, seconds × `reference_flops_per_s`: so the profile gives the very seconds back on a worker that is
+said to sustain the reference's speed, and scales on others.
+
 A matrix product of [n, a] with [a, b] is 2·n·a·b operations forward and twice that backward (one product for the
 gradient of each operand). Norms, activations and rotations are left out: they cost time but hardly any operations,
 and a worker's `flops_per_s` is the sustained rate that already pays for them.
@@ -17,6 +21,7 @@ counts them with saved-tensor hooks. Per token, in elements, with hidden size h,
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 from typing import Self
 
@@ -51,12 +56,38 @@ class LayerProfile(Fact):
         return self.backward_flops / flops_per_s
 
 
+class CodecSpeed(Fact):
+    """Values per second through encode and decode, of direct quantization and of the difference to a kept message."""
+
+    direct_encode: float = Field(gt=0)
+    direct_decode: float = Field(gt=0)
+    delta_encode: float = Field(gt=0)
+    delta_decode: float = Field(gt=0)
+
+    @property
+    def values_per_s(self) -> float:
+        """The one figure that a topology holds: what an encode or a decode gets through on the average of these."""
+        return statistics.harmonic_mean((self.direct_encode, self.direct_decode, self.delta_encode, self.delta_decode))
+
+
 class ModelProfile(Fact):
     """What every layer of a model costs, at one microbatch size."""
 
     microbatch_size: int = Field(ge=1)
     """Samples in the microbatch that the layers' figures are for."""
     layers: tuple[LayerProfile, ...] = Field(min_length=1)
+    model: ModelConfig | None = None
+    """Whose layers they are; None for layers that are no GPT's."""
+    source: str = "counted"
+    """Where the figures come from: "counted", "measured on …", "derived from …"."""
+    reference_flops_per_s: float | None = Field(default=None, gt=0)
+    """What the machine sustains that was measured, or that the figures are for: the speed to put into a topology."""
+    optimizer_flops_per_parameter: float | None = Field(default=None, ge=0)
+    """AdamW's step, likewise seconds × speed; None: counted."""
+    codec_speed: CodecSpeed | None = None
+    """Of the machine that was measured."""
+    memory_bytes: int | None = Field(default=None, ge=0)
+    """What was free on the machine that was measured, the model not yet in it."""
 
     @property
     def num_layers(self) -> int:
@@ -72,6 +103,17 @@ class ModelProfile(Fact):
         """Return the seconds of a forward and a backward through layers [first, end) for one microbatch."""
         return sum(layer.forward_s(flops_per_s) + layer.backward_s(flops_per_s) for layer in self.layers[first:end])
 
+    def require(self, model: ModelConfig) -> None:
+        """Raise ConfigError where the profile is of another model; dropout and tied weights change next to nothing."""
+        own = self.model
+        if own is None:
+            if self.num_layers != model.num_layers_total:
+                raise _another("layers", self.num_layers, model.num_layers_total)
+            return
+        for name in ("num_layers", "hidden", "num_heads", "seq_len", "vocab_size", "mlp_ratio"):
+            if getattr(own, name) != getattr(model, name):
+                raise _another(name, getattr(own, name), getattr(model, name))
+
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read a profile from a JSON file."""
@@ -82,14 +124,19 @@ class ModelProfile(Fact):
         write_text(path, self.model_dump_json(indent=2) + "\n")
 
 
+def _another(what: str, got: int, expected: int) -> ConfigError:
+    return ConfigError(
+        f"the profile is of another model ({what}: got {got}, expected {expected}); make one with 'wantrain profile'"
+    )
+
+
 def gpt_profile(config: ModelConfig, microbatch_size: int) -> ModelProfile:
     """Count what each layer of a GPT costs for a microbatch of so many samples of `config.seq_len` tokens."""
     tokens = microbatch_size * config.seq_len
     block = _block(config, tokens)
     blocks = [block.model_copy(update={"name": f"block {layer}"}) for layer in range(1, config.num_layers + 1)]
-    return ModelProfile(
-        microbatch_size=microbatch_size, layers=(_embedding(config, tokens), *blocks, _head(config, tokens))
-    )
+    layers = (_embedding(config, tokens), *blocks, _head(config, tokens))
+    return ModelProfile(microbatch_size=microbatch_size, layers=layers, model=config)
 
 
 def _embedding(config: ModelConfig, tokens: int) -> LayerProfile:

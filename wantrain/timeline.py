@@ -61,6 +61,14 @@ class Timeline(NamedTuple):
         """Seconds that a rank spent in forwards and backwards."""
         return sum(event.duration_s for event in self.of_rank(rank) if event.kind in COMPUTE_KINDS)
 
+    def compute_by_rank(self) -> list[float]:
+        """Seconds that each rank spent in forwards and backwards."""
+        seconds = [0.0] * len(self.workers)
+        for event in self.events:
+            if event.kind in COMPUTE_KINDS:
+                seconds[event.rank] += event.duration_s
+        return seconds
+
     def bytes_by_link(self) -> dict[tuple[str, str], int]:
         """Wire bytes per directed pair of workers."""
         sent: dict[tuple[str, str], int] = defaultdict(int)

@@ -37,6 +37,10 @@ DEFAULT_MEMORY_BYTES = 8 * 2**30
 """Chosen: a laptop's share; a topology should say its own."""
 
 
+PAYLOAD_SHARE = 0.955
+"""What TCP gets of a line's own rate, as tc and providers count it: 1448 bytes of every 1514, less acknowledgements."""
+
+
 class Limits(Fact):
     """What a worker or a site can send and receive in all, over all its links."""
 
@@ -52,7 +56,11 @@ class Worker(Limits):
     device: str = "cpu"
     memory_bytes: Size = Field(default=DEFAULT_MEMORY_BYTES, alias="memory")
     flops_per_s: Speed = Field(default=DEFAULT_FLOPS_PER_S, alias="flops")
+    codec_values_per_s: float | None = Field(default=None, gt=0, alias="codec_speed")
+    """Values that an encode, or a decode, of a quantizing codec gets through: a plain number. None: not known."""
     address: str | None = None
+    price_per_hour: float = Field(default=0.0, ge=0)
+    """Plain number, in whatever currency all prices of the file are."""
 
 
 class Site(Limits):
@@ -68,6 +76,8 @@ class Link(Fact):
     latency_s: Seconds = Field(default=0.0, alias="latency")
     jitter_s: Seconds = Field(default=0.0, alias="jitter")
     loss: Share = 0.0
+    price_per_gb: float = Field(default=0.0, ge=0)
+    """What its sender pays for 10⁹ bytes."""
 
 
 class _LinkRule(Link):
@@ -174,11 +184,20 @@ class Topology(Fact):
             copy.__dict__.pop(cached, None)
         return copy
 
+    def _find_ends(self, a: Worker, b: Worker) -> tuple[str, str] | None:
+        ways = ((a.name, b.name), (a.name, b.site), (a.site, b.name), (a.site, b.site))
+        return next((ends for ends in ways if ends in self._by_ends), None)
+
     def _find(self, a: Worker, b: Worker) -> Link | None:
-        for ends in ((a.name, b.name), (a.name, b.site), (a.site, b.name), (a.site, b.site)):
-            if ends in self._by_ends:
-                return self._by_ends[ends]
-        return None
+        ends = self._find_ends(a, b)
+        return None if ends is None else self._by_ends[ends]
+
+    def link_ends(self, source: str, target: str) -> tuple[str, str]:
+        """Return between whom the link of two workers is said to be: themselves, or their sites."""
+        ends = self._find_ends(self.worker(source), self.worker(target))
+        if ends is None:
+            raise TopologyError(f"topology '{self.name}' has no link from '{source}' to '{target}'")
+        return ends
 
     def worker(self, name: str) -> Worker:
         """Return a worker by name."""
@@ -218,6 +237,28 @@ class Topology(Fact):
         """Return what one sender alone can get across: the least of link, uplinks and downlinks on the way."""
         shared = [rate for _, rate in self.shared_limits(source, target)]
         return min([self.link(source, target).bandwidth_bytes_per_s, *shared])
+
+    def payload_bytes_per_s(self, source: str, target: str) -> float:
+        """Return what of `send_limit_bytes_per_s` is payload: rates are the links' own, headers included."""
+        return PAYLOAD_SHARE * self.send_limit_bytes_per_s(source, target)
+
+    def with_link(self, source: str, target: str, **changes: float) -> Self:
+        """Return the topology with other figures for one directed link, between two workers or between two sites.
+
+        `changes` are fields of Link. Links between workers that have a rule of their own don't follow their sites'.
+        """
+        known = {worker.name for worker in self.workers} | {worker.site for worker in self.workers}
+        for end in (source, target):
+            if end not in known:
+                raise TopologyError(f"topology '{self.name}' has no worker or site '{end}'")
+        a = next(worker for worker in self.workers if source in (worker.name, worker.site))
+        b = next(worker for worker in self.workers[::-1] if target in (worker.name, worker.site))
+        link = self._find(a, b)
+        if link is None or a.name == b.name:
+            raise TopologyError(f"topology '{self.name}' has no link from '{source}' to '{target}'")
+        values = {name: getattr(link, name) for name in Link.model_fields} | changes
+        rule = _LinkRule.model_construct(source=source, target=target, within=None, between=None, **values)
+        return self.model_copy(update={"rules": (*self.rules, rule)})
 
     def dilated(self, dilation: float) -> Topology:
         """Return the same network with every rate divided and every latency multiplied by `dilation`."""

@@ -34,7 +34,7 @@ def test_buckets_cover_the_stages_parameters() -> None:
 
 def test_a_codec_that_feeds_errors_back_costs_the_weights_once_more_where_there_are_replicas() -> None:
     def memory(codec: str, replicas: int) -> int:
-        return memory_bytes(plan_of(2, replicas, gradient_codec=codec), PROFILE, 0)
+        return memory_bytes(change(plan_of(2, replicas), gradient_codec=codec), PROFILE, 0)
 
     plan = plan_of(2, 2)
     span = plan.stages[0]
@@ -72,3 +72,29 @@ def test_the_parts_of_a_step_add_up_and_the_bottleneck_is_named() -> None:
     assert fast.step_s == timeline.span_s
     assert slow.exposed_communication_s > slow.compute_s
     assert fast.exposed_communication_s < 0.1 * fast.step_s
+
+
+def test_coding_takes_values_by_the_workers_speed_at_the_end_where_it_is_done() -> None:
+    boundaries = [{"forward_codec": "quantized:4", "backward_codec": "raw:bf16", "transports": [{}]}]
+    plan, topology = change(plan_of(2, 1), boundaries=boundaries), flat_topology(2)
+    workers = [
+        worker.model_copy(update={"codec_values_per_s": speed})
+        for worker, speed in zip(topology.workers, (1e6, 1e7), strict=True)
+    ]
+    workload = make_workload(plan, topology.model_copy(update={"workers": tuple(workers)}), PROFILE)
+    values, by_name = 2 * 32 * 64, {"w-0": 1e6, "w-1": 1e7}
+    assert workload.forward_encode_s[0] == pytest.approx(values / by_name[plan.workers[0]])
+    assert workload.forward_decode_s[1] == pytest.approx(values / by_name[plan.workers[1]])
+    assert workload.forward_encode_s[1] == workload.forward_decode_s[0] == 0
+    assert not any(workload.backward_encode_s + workload.backward_decode_s)
+    assert not any(make_workload(plan, topology, PROFILE).forward_encode_s)  # no speed known
+
+
+def test_message_buffers_take_their_budget_where_a_codec_remembers() -> None:
+    plain = change(plan_of(2, 1), buffer_bytes=1_000_000)
+    boundaries = [{"forward_codec": "aqsgd:4", "transports": [{}]}]
+    remembering = change(plain, boundaries=boundaries)
+    without = change(remembering, buffer_bytes=0)
+    for rank in range(2):
+        assert memory_bytes(remembering, PROFILE, rank) - memory_bytes(without, PROFILE, rank) == 1_000_000
+        assert memory_bytes(plain, PROFILE, rank) == memory_bytes(change(plain, buffer_bytes=0), PROFILE, rank)

@@ -14,10 +14,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from wantrain.errors import EmulationError
-from wantrain.netem.commands import PAYLOAD_SHARE
 from wantrain.netem.emulate import EmulatedNetwork
 from wantrain.netem.traffic import Delays, Pair, one_way_delays, payload_rates
-from wantrain.topology import Topology
+from wantrain.topology import PAYLOAD_SHARE, Topology
 from wantrain.units import format_bandwidth, format_time
 
 RATE_TOLERANCE = 0.05
@@ -227,7 +226,7 @@ class _Measurement:
                 yield UplinkCheck(worker.name, asked, sent)
 
     def _asked(self, pair: Pair) -> float:
-        return PAYLOAD_SHARE * self._topology.send_limit_bytes_per_s(*pair)
+        return self._topology.payload_bytes_per_s(*pair)
 
     def _addressed(self, pairs: Iterable[Pair]) -> dict[Pair, str]:
         return {pair: self._network.address(pair[1]) for pair in pairs}

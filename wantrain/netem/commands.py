@@ -41,9 +41,6 @@ INTERFACE = "e0"
 FRAME_BYTES = 1514
 """A full Ethernet frame as tc counts it: 1500 bytes and a header of 14."""
 
-PAYLOAD_SHARE = 0.955
-"""What TCP gets of a rate that tc counts: 1448 bytes of every 1514, less a trace for acknowledgements."""
-
 _BURST_S = 1e-3
 """Chosen: long enough that a late timer loses no rate, short enough that a pause earns next to no credit.
 

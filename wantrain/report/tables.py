@@ -53,7 +53,7 @@ def layer_range(stage: StagePlan) -> str:
     return str(last) if stage.first_layer == last else f"{stage.first_layer}–{last}"
 
 
-def _table(title: str) -> Table:
+def plain_table(title: str) -> Table:
     return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
 
 
@@ -65,7 +65,7 @@ def with_sites(workers: Iterable[str], topology: Topology | None) -> list[str]:
 
 def plan_table(plan: Plan, topology: Topology | None = None) -> Table:
     """Show who holds which layers, one row per replica and one column per stage."""
-    table = _table(f"plan: {plan.model} on {plan.topology}, {plan.schedule}")
+    table = plain_table(f"plan: {plan.model} on {plan.topology}, {plan.schedule}")
     table.add_column("")
     for i, stage in enumerate(plan.stages):
         table.add_column(f"stage {i}\nlayers {layer_range(stage)}\n{stage.max_in_flight} in flight")
@@ -92,7 +92,7 @@ def _prediction_line(plan: Plan) -> str:
 def network_table(record: NetworkRecord) -> Table:
     """Show every link's payload rate and one-way latency, asked beside measured; what is off is marked with "!"."""
     dilation = "no time dilation" if record.dilation == 1 else f"time dilated {record.dilation:g}×"
-    table = _table(f"network: payload rate and one-way latency; delay by {record.delay_by}, {dilation}")
+    table = plain_table(f"network: payload rate and one-way latency; delay by {record.delay_by}, {dilation}")
     table.add_column("link")
     for heading in ("Mbit/s\nasked", "\nmeasured", "\noff", "ms\nasked", "\nmeasured"):
         table.add_column(heading, justify="right", no_wrap=True)

@@ -12,9 +12,13 @@ Memory of a rank, with w its weights in bytes, a_s the stored activations of a m
     staging of the channels                 window of each, both directions
     gradient pieces under way               2 buckets, scatter and gather, as payloads and decoded
     residuals                               w, where the gradients' codec feeds errors back
+    message buffers                         their budget, where a codec of the rank's boundaries remembers samples
 
 A microbatch in flight on stage s-1 is, seen from s, either still on its way, received, in flight here, or on its way
 back: hence the d_(s-1). Every term is an upper bound that a slow neighbour can bring about.
+
+Encoding and decoding take a worker's threads beside the computing: values / `codec_values_per_s`. Where a topology
+doesn't say that speed they count as free; `raw` is free everywhere, for it copies nothing that isn't copied anyway.
 """
 
 from __future__ import annotations
@@ -67,9 +71,10 @@ def make_workload(plan: Plan, topology: Topology, profile: ModelProfile) -> Work
         forward_s.append(sum(layer.forward_s(speed) for layer in layers))
         backward_s.append(sum(layer.backward_s(speed) for layer in layers))
         num_parameters = sum(layer.parameter_bytes for layer in layers) / 4
-        step_s.append(num_parameters * OPTIMIZER_FLOPS_PER_PARAMETER / speed)
+        step_s.append(num_parameters * _optimizer_flops(profile) / speed)
     stages = range(plan.num_stages)
     crossing = [boundary_bytes(plan, profile, stage) for stage in stages[:-1]]
+    forward_coding_s, backward_coding_s = (_coding_s(plan, topology, profile, way) for way in ("forward", "backward"))
     return Workload(
         forward_s=tuple(forward_s),
         backward_s=tuple(backward_s),
@@ -77,7 +82,46 @@ def make_workload(plan: Plan, topology: Topology, profile: ModelProfile) -> Work
         forward_bytes=(*(forward for forward, _ in crossing), 0),
         backward_bytes=(0, *(backward for _, backward in crossing)),
         bucket_bytes=tuple(bucket_sizes(plan, profile, stage) for stage in stages),
+        forward_encode_s=forward_coding_s[0],
+        forward_decode_s=forward_coding_s[1],
+        backward_encode_s=backward_coding_s[0],
+        backward_decode_s=backward_coding_s[1],
+        bucket_coding_s=tuple(_bucket_coding_s(plan, topology, stage) for stage in stages),
     )
+
+
+def _optimizer_flops(profile: ModelProfile) -> float:
+    """Return what updating a parameter takes: as measured, or else as counted."""
+    measured = profile.optimizer_flops_per_parameter
+    return OPTIMIZER_FLOPS_PER_PARAMETER if measured is None else measured
+
+
+def _value_s(topology: Topology, worker: str, codec: str) -> float:
+    """Return the seconds that a codec takes for one value on a worker, as far as they are known."""
+    speed = topology.worker(worker).codec_values_per_s
+    return 0.0 if speed is None or parse_codec(codec).kind == "raw" else 1 / speed
+
+
+def _coding_s(
+    plan: Plan, topology: Topology, profile: ModelProfile, way: str
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return by rank the seconds of encoding what it sends this way, and of decoding what it is sent."""
+    encode_s, decode_s = [0.0] * plan.world_size, [0.0] * plan.world_size
+    for boundary, chosen in enumerate(plan.boundaries):
+        codec = chosen.forward_codec if way == "forward" else chosen.backward_codec
+        num_values = stage_layers(plan, profile, boundary)[-1].activation_elements
+        for replica in range(len(plan.replicas)):
+            ends = plan.rank_at(replica, boundary), plan.rank_at(replica, boundary + 1)
+            sender, receiver = ends if way == "forward" else ends[::-1]
+            encode_s[sender] = num_values * _value_s(topology, plan.workers[sender], codec)
+            decode_s[receiver] = num_values * _value_s(topology, plan.workers[receiver], codec)
+    return tuple(encode_s), tuple(decode_s)
+
+
+def _bucket_coding_s(plan: Plan, topology: Topology, stage: int) -> float:
+    """Return the seconds of encoding a stage's bucket on the slowest of those that hold the stage."""
+    workers = [plan.workers[rank] for rank in plan.data_group(stage)]
+    return plan.bucket_bytes / 4 * max(_value_s(topology, name, plan.gradient_codec) for name in workers)
 
 
 def _window_bytes(transports: Sequence[Transport]) -> int:
@@ -106,14 +150,20 @@ def memory_bytes(plan: Plan, profile: ModelProfile, rank: int) -> int:
         total += 4 * min(plan.bucket_bytes, weights)
         total += weights if parse_codec(plan.gradient_codec).has_feedback else 0
         total += _window_bytes([plan.gradient_transport] * others)
-    return total
+    return total + (plan.buffer_bytes if _remembers(plan, stage) else 0)
+
+
+def _remembers(plan: Plan, stage: int) -> bool:
+    """Say whether a codec before or after a stage keeps what was last sent for each sample."""
+    beside = plan.boundaries[max(0, stage - 1) : stage + 1]
+    return any(parse_codec(boundary.forward_codec).remembers for boundary in beside)
 
 
 def predict(plan: Plan, topology: Topology, profile: ModelProfile) -> tuple[Prediction, Timeline]:
     """Play the plan in virtual time and sum up where the step goes."""
     workload = make_workload(plan, topology, profile)
     timeline = simulate(plan, topology, workload)
-    compute = [timeline.compute_s(rank) for rank in range(plan.world_size)]
+    compute = timeline.compute_by_rank()
     slowest = max(range(plan.world_size), key=lambda rank: compute[rank])
     ideal_s = max(_ideal_s(plan, workload, replica) for replica in range(len(plan.replicas)))
     step_s = timeline.span_s
@@ -140,7 +190,7 @@ def _ideal_s(plan: Plan, workload: Workload, replica: int) -> float:
 def _bottleneck(plan: Plan, topology: Topology, timeline: Timeline, compute: Sequence[float], slowest: int) -> str:
     """Name what is busy longest: a worker's computing, or a link."""
     links = {
-        (source, target): num_bytes / topology.send_limit_bytes_per_s(source, target)
+        (source, target): num_bytes / topology.payload_bytes_per_s(source, target)
         for (source, target), num_bytes in timeline.bytes_by_link().items()
     }
     busiest = max(links, key=lambda pair: links[pair], default=None)

@@ -1,237 +1,327 @@
-"""Make a plan: cut the layers, place the workers, choose how deep the pipeline runs ahead.
+"""Make a plan: search over placements with an estimate, play the finalists, take the best.
 
-Layers are cut so that the slowest stage is as fast as can be (exact, by dynamic programming). Workers are taken in
-the topology's order, in two ways: neighbours in the list form a pipeline, or neighbours hold the same stage.
-
-    workers a b c d, 2 stages × 2 replicas
-    pipelines:  replica 0 = a → b, replica 1 = c → d        good where gradients are the larger burden for far links
-    stages:     replica 0 = a → c, replica 1 = b → d        good where activations are
-
-Both are played by the simulator at several depths, and the fastest that fits into memory is the plan. Among depths
-that are equally fast within 1 % it is the one that needs the least memory, or the deepest where a link is the
-bottleneck.
+The estimate (`estimate`) is cheap and steers the search (`search`); the simulator decides (`playing`). Among the
+finalists are always the naive plan and the best one that keeps sites together, so that neither is ever better than what
+is returned. The winner is then improved step by step with the simulator itself (`polish`).
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
-from typing import Literal
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypedDict, Unpack
 
-from wantrain.errors import PlanError
-from wantrain.plan import DEFAULT_BUCKET_BYTES, BoundaryPlan, Plan, ReplicaPlan, StagePlan
+from wantrain.errors import PlanError, did_you_mean
+from wantrain.plan import Plan
 from wantrain.profile import ModelProfile
 from wantrain.schedule import ScheduleKind, default_in_flight
 from wantrain.scheduler.cost_model import predict
+from wantrain.scheduler.draft import Drafter
+from wantrain.scheduler.lanes import make_deck
+from wantrain.scheduler.network import make_network
+from wantrain.scheduler.playing import Objective, Player
+from wantrain.scheduler.polish import polish
+from wantrain.scheduler.problem import Request
+from wantrain.scheduler.search import PLAIN_WORKERS, Candidate, Searcher, shapes_to_try
 from wantrain.topology import Topology
-from wantrain.units import format_bytes
-from wantrain.wire import Transport, transport_for
+from wantrain.units import format_time
 
-SAME_WITHIN = 1.01
-"""Depths whose step times differ by less count as equal: chosen, below what a measurement tells apart."""
+_FINALISTS = 4
+"""Chosen: placements that are played; more hardly ever change the winner."""
 
-
-def split_layers(costs: Sequence[float], num_stages: int) -> list[tuple[int, int]]:
-    """Cut layers into consecutive stages so that the costliest stage costs least; return [first, end) of each."""
-    if num_stages > len(costs):
-        raise PlanError(f"{num_stages} stages need as many layers (the model has {len(costs)}); lower num_stages")
-    prefix = [0.0]
-    for cost in costs:
-        prefix.append(prefix[-1] + cost)
-    best = {(0, 0): (0.0, 0)}
-    for stage in range(1, num_stages + 1):
-        for end in range(stage, len(costs) + 1):
-            best[stage, end] = min(
-                (max(best[stage - 1, cut][0], prefix[end] - prefix[cut]), cut)
-                for cut in range(stage - 1, end)
-                if (stage - 1, cut) in best
-            )
-    spans, end = [], len(costs)
-    for stage in range(num_stages, 0, -1):
-        cut = best[stage, end][1]
-        spans.append((cut, end))
-        end = cut
-    return spans[::-1]
+_POLISHED, _PLAYED = 2, 20_000
+"""Chosen: finalists that are improved, and what each may cost, in things played: a quarter of a second."""
 
 
-def make_plan(
+@dataclass(frozen=True)
+class Search:
+    """What a search came to: the plan, what it is to be held against, and what a user should know about it."""
+
+    plan: Plan
+    naive: Plan | None
+    """File order, even split, lanes dealt evenly, the same codecs; None where that doesn't fit into memory."""
+    together: Plan | None
+    """The best that keeps sites together; None where none fits."""
+    others: tuple[Plan, ...]
+    """The best of other shapes that were played, best first."""
+    left_out: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+class Choices(TypedDict, total=False):
+    """What else may be asked of a plan; see `find_plan`."""
+
+    model: str
+    num_stages: int | None
+    num_replicas: int | None
+    num_lanes: int | None
+    schedule: ScheduleKind
+    max_in_flight: Sequence[int] | None
+    forward_codec: str
+    backward_codec: str
+    gradient_codec: str
+    bucket_bytes: int | None
+    max_codec_error: float | None
+    pinned: Mapping[str, int] | None
+    excluded: Collection[str]
+    time_limit_s: float | None
+    seed: int
+    objective: Callable[[Plan], float] | None
+
+
+def make_plan(topology: Topology, profile: ModelProfile, *, batch_size: int, **choices: Unpack[Choices]) -> Plan:
+    """Return the fastest plan found, with its prediction; the profile says the microbatch size.
+
+    `find_plan` says what may be chosen, and returns what the search learned beside the plan.
+    """
+    return find_plan(topology, profile, batch_size=batch_size, **choices).plan
+
+
+def find_plan(
     topology: Topology,
     profile: ModelProfile,
     *,
     batch_size: int,
     model: str = "model",
-    num_stages: int = 1,
-    num_replicas: int = 1,
+    num_stages: int | None = None,
+    num_replicas: int | None = None,
     num_lanes: int | None = None,
     schedule: ScheduleKind = "1f1b",
     max_in_flight: Sequence[int] | None = None,
     forward_codec: str = "raw:fp32",
     backward_codec: str = "raw:fp32",
     gradient_codec: str = "raw:fp32",
-    bucket_bytes: int = DEFAULT_BUCKET_BYTES,
+    bucket_bytes: int | None = None,
     max_codec_error: float | None = None,
-) -> Plan:
-    """Return the fastest plan found, with its prediction; the profile says the microbatch size.
+    pinned: Mapping[str, int] | None = None,
+    excluded: Collection[str] = (),
+    time_limit_s: float | None = None,
+    seed: int = 0,
+    objective: Callable[[Plan], float] | None = None,
+) -> Search:
+    """Search for the best plan; numbers of stages and replicas that are not given are searched for too.
 
-    Raises PlanError where workers, layers, lanes or memory don't suffice.
+    `pinned` gives workers the stage that they must hold; `excluded` workers take no part. `objective` ranks plans (with
+    predictions) instead of their step time. The same inputs and seed give the same plan, unless `time_limit_s` ends the
+    search early. Raises PlanError where workers, layers, lanes or memory don't suffice.
     """
-    needed = num_stages * num_replicas
-    if needed > len(topology.workers):
-        raise PlanError(
-            f"{num_stages} stages × {num_replicas} replicas need {needed} workers"
-            f" (topology '{topology.name}' has {len(topology.workers)})"
+    request = Request(
+        profile=profile,
+        batch_size=batch_size,
+        model=model,
+        num_lanes=num_lanes,
+        schedule=schedule,
+        max_in_flight=None if max_in_flight is None else tuple(max_in_flight),
+        forward_codec=forward_codec,
+        backward_codec=backward_codec,
+        gradient_codec=gradient_codec,
+        bucket_bytes=bucket_bytes,
+        max_codec_error=max_codec_error,
+        pinned=dict(pinned or {}),
+    )
+    until_s = None if time_limit_s is None else time.monotonic() + time_limit_s
+    return _Solver(topology, request, (num_stages, num_replicas), excluded, objective, seed, until_s).search()
+
+
+def naive_plan(
+    topology: Topology,
+    profile: ModelProfile,
+    *,
+    batch_size: int,
+    num_stages: int | None = None,
+    num_replicas: int | None = None,
+    **choices: Any,
+) -> Plan:
+    """Return what one would write by hand: the file's order, layers and lanes split evenly, 1F1B's own depth.
+
+    Where no number of stages is given it is the least with which the plan fits. `choices` are those of `find_plan` that
+    say what is run (codecs, lanes, schedule).
+    """
+    request = Request(profile=profile, batch_size=batch_size, **choices)
+    found = _Solver(topology, request, (num_stages, num_replicas)).naive()
+    if isinstance(found, str):
+        raise PlanError(found)
+    return found.model_copy(update={"prediction": predict(found, topology, profile)[0]})
+
+
+def sites_together_plan(
+    topology: Topology,
+    profile: ModelProfile,
+    *,
+    batch_size: int,
+    num_stages: int | None = None,
+    num_replicas: int | None = None,
+    **choices: Any,
+) -> Plan:
+    """Return the best plan that lays out site after site, as pipelines or as stages, with layers and lanes dealt well.
+
+    `choices` are those of `find_plan` that say what is run (codecs, lanes, schedule).
+    """
+    request = Request(profile=profile, batch_size=batch_size, **choices)
+    solver = _Solver(topology, request, (num_stages, num_replicas))
+    found = solver.together()
+    if found is None:
+        raise PlanError("no plan that keeps sites together fits into memory; let the workers be mixed: make_plan")
+    return solver.player.predicted(found[1])
+
+
+class _Solver:
+    """One request, on its way to a plan."""
+
+    def __init__(
+        self,
+        topology: Topology,
+        request: Request,
+        shape: tuple[int | None, int | None],
+        excluded: Collection[str] = (),
+        objective: Objective | None = None,
+        seed: int = 0,
+        until_s: float | None = None,
+    ) -> None:
+        _check_depths(request, shape[0])
+        self.request = request
+        self.network = make_network(topology, _participants(topology, request, excluded))
+        deck = make_deck(request.batch_size, request.profile.microbatch_size, request.num_lanes, shape[1])
+        self.shapes = shapes_to_try(request, self.network, deck, *shape)
+        self.searcher = Searcher(request, self.network, deck, seed, until_s)
+        self.player = Player(topology, request.profile, Drafter(request, topology, self.network, deck), objective)
+
+    def search(self) -> Search:
+        """Search, play the finalists, improve the winner."""
+        candidates = self.searcher.run(self.shapes, self.player.objective is not None)
+        finalists = self._finalists(candidates)
+        played = [(*found, one) for one in finalists if (found := self.player.best_depths(one, self._is_large))]
+        together = self.together()
+        plans = self._improved(played) + ([together] if together else [])
+        naive = self.naive([*(_shape(best) for _, best in sorted(plans, key=_score)[:1]), *self._naive_shapes()])
+        if isinstance(naive, Plan):
+            plans.append((self.player.score(naive), naive))
+        if not plans:
+            raise PlanError(self._shortage(candidates))
+        plans.sort(key=_score)
+        plan = self.player.predicted(plans[0][1])
+        return Search(
+            plan=plan,
+            naive=self.player.predicted(naive) if isinstance(naive, Plan) else None,
+            together=self.player.predicted(together[1]) if together else None,
+            others=tuple(other for _, other in plans[1:] if _shape(other) != _shape(plan)),
+            left_out=tuple(name for name in self.network.names if name not in plan.workers),
+            notes=tuple(self._notes(plan, plans)),
         )
-    spans = split_layers([layer.forward_flops + layer.backward_flops for layer in profile.layers], num_stages)
-    lanes = _deal_lanes(num_lanes or num_replicas, num_replicas, batch_size)
-    counts = [_num_microbatches(len(own) * batch_size // sum(map(len, lanes)), profile) for own in lanes]
-    candidates = []
-    for order in ("pipelines", "stages"):
-        placed = _place(topology, num_stages, num_replicas, order)
-        for depths in _depths(schedule, num_stages, max(counts), max_in_flight):
-            plan = Plan.parse(
-                {
-                    "topology": topology.name,
-                    "model": model,
-                    "num_layers": len(profile.layers),
-                    "batch_size": batch_size,
-                    "microbatch_size": profile.microbatch_size,
-                    "num_lanes": sum(map(len, lanes)),
-                    "schedule": schedule,
-                    "stages": tuple(
-                        StagePlan(first_layer=first, end_layer=end, max_in_flight=depth)
-                        for (first, end), depth in zip(spans, depths, strict=True)
-                    ),
-                    "replicas": tuple(
-                        ReplicaPlan(workers=workers, num_microbatches=count, lanes=own)
-                        for workers, count, own in zip(placed, counts, lanes, strict=True)
-                    ),
-                    "boundaries": tuple(
-                        BoundaryPlan(
-                            forward_codec=forward_codec,
-                            backward_codec=backward_codec,
-                            transports=tuple(_transport(topology, row[s], row[s + 1]) for row in placed),
-                        )
-                        for s in range(num_stages - 1)
-                    ),
-                    "gradient_codec": gradient_codec,
-                    "gradient_transport": _gradient_transport(topology, placed),
-                    "bucket_bytes": bucket_bytes,
-                    "max_codec_error": max_codec_error,
-                    "under_way_bytes": _under_way_bytes(topology, placed),
-                },
-                PlanError,
-                "plan",
+
+    @property
+    def _num_finalists(self) -> int:
+        return _FINALISTS // 2 if self._is_large else _FINALISTS
+
+    @property
+    def _is_large(self) -> bool:
+        return self.network.num_workers > PLAIN_WORKERS
+
+    def _finalists(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Return the best candidates, at least one of each shape that might matter."""
+        by_shape: dict[tuple[int, int], Candidate] = {}
+        for one in candidates:
+            by_shape.setdefault(one.shape, one)
+        firsts = list(by_shape.values())
+        rest = [one for one in candidates if one not in firsts]
+        return firsts if self.player.objective else [*firsts, *rest][: self._num_finalists]
+
+    def together(self) -> tuple[float, Plan] | None:
+        """Return the best plan that keeps sites together, with its score."""
+        orders = self.searcher.site_orders()[: 2 * self._num_finalists]
+        starts = [own[0] for own in self.searcher.starts(self.shapes, orders)]
+        dealt = [self.searcher.cut_anew(self.searcher.dealt(one)) for one in starts[: 2 * self._num_finalists]]
+        best = sorted(dealt, key=lambda one: one.price)[: self._num_finalists // 2]
+        found = [played for one in best if (played := self.player.best_depths(one, self._is_large))]
+        return min(found, key=_score, default=None)
+
+    def naive(self, shapes: Sequence[tuple[int, int]] | None = None) -> Plan | str:
+        """Return the plan of the first shape that fits when nothing is searched for, or why none fits."""
+        why = ""
+        for num_stages, num_replicas in shapes or self._naive_shapes():
+            order = range(self.network.num_workers)
+            start = self.searcher.start((num_stages, num_replicas), order, "pipelines")
+            most = max(self.player.drafter.counts(start.units))
+            own = default_in_flight(self.request.schedule, num_stages, most)
+            plan = self.player.drafter.plan(start.placement, self.request.max_in_flight or own)
+            why = self.player.shortage(plan) or ""
+            if not why:
+                return plan
+        return why
+
+    def _naive_shapes(self) -> list[tuple[int, int]]:
+        """Return the shapes with the most replicas for each number of stages."""
+        most: dict[int, int] = {}
+        for num_stages, num_replicas in self.shapes:
+            most[num_stages] = max(num_replicas, most.get(num_stages, 0))
+        return sorted(most.items())
+
+    def _improved(self, played: Sequence[tuple[float, Plan, Candidate]]) -> list[tuple[float, Plan]]:
+        """Improve the best finalists with the simulator, as far as that costs little."""
+        ranked = sorted(played, key=_score)
+        improved = [(score, plan) for score, plan, _ in ranked]
+        for score, plan, candidate in ranked[: 1 if self._is_large else _POLISHED]:
+            moved, better = polish(self.player, candidate, plan, score, _PLAYED)
+            if better is not plan or self._is_large:
+                improved += filter(None, [self.player.best_depths(moved)])
+        return improved
+
+    def _shortage(self, candidates: Sequence[Candidate]) -> str:
+        """Say what the candidate that comes nearest to fitting lacks, at the least depth."""
+        nearest = min(candidates, key=lambda one: one.price)
+        drafter, placement = self.player.drafter, nearest.placement
+        depths = list(drafter.depths(placement, [1] * placement.num_stages))
+        return self.player.shortage(drafter.plan(placement, min(depths))) or "no plan fits into memory; add a worker"
+
+    def _notes(self, plan: Plan, plans: Sequence[tuple[float, Plan]]) -> Iterable[str]:
+        """Say who is left out, and what taking them in would cost."""
+        idle = [name for name in self.network.names if name not in plan.workers]
+        if not idle or plan.prediction is None:
+            return
+        who = ", ".join(idle[:5]) + (f" and {len(idle) - 5} more" if len(idle) > 5 else "")
+        larger = [(score, other) for score, other in plans if other.world_size > plan.world_size]
+        if larger and self.player.objective is None:
+            seconds, other = min(larger, key=_score)
+            yield (
+                f"{who} left out: the best plan found with {other.world_size} workers takes {format_time(seconds)}"
+                f" a step ({format_time(plan.prediction.step_s)} without)"
             )
-            prediction, _ = predict(plan, topology, profile)
-            candidates.append(plan.model_copy(update={"prediction": prediction}))
-    return _best(candidates, topology)
+        else:
+            yield f"{who} left out: none of the plans found is better with more than {plan.world_size} workers"
 
 
-def _num_microbatches(samples: int, profile: ModelProfile) -> int:
-    count, rest = divmod(samples, profile.microbatch_size)
-    if rest or not count:
-        raise PlanError(
-            f"a replica's {samples} samples a step don't fill microbatches of {profile.microbatch_size};"
-            " change batch_size, num_lanes or microbatch_size"
-        )
-    return count
+def _score(played: tuple[float, *tuple[object, ...]]) -> float:
+    return played[0]
 
 
-def _deal_lanes(num_lanes: int, num_replicas: int, batch_size: int) -> list[tuple[int, ...]]:
-    """Give every replica a run of lanes, as evenly as can be."""
-    if batch_size % num_lanes or num_lanes < num_replicas:
-        raise PlanError(
-            f"{num_lanes} lanes can't be drawn from evenly by {num_replicas} replicas in batches of {batch_size};"
-            " num_lanes must divide batch_size and be no less than num_replicas"
-        )
-    bounds = [num_lanes * i // num_replicas for i in range(num_replicas + 1)]
-    return [tuple(range(first, end)) for first, end in itertools.pairwise(bounds)]
+def _shape(plan: Plan) -> tuple[int, int]:
+    return plan.num_stages, len(plan.replicas)
 
 
-def _place(
-    topology: Topology, num_stages: int, num_replicas: int, order: Literal["pipelines", "stages"] | str
-) -> list[tuple[str, ...]]:
-    """Return each replica's workers, in stage order."""
-    names = [worker.name for worker in topology.workers[: num_stages * num_replicas]]
-    if order == "pipelines":
-        return [tuple(names[r * num_stages : (r + 1) * num_stages]) for r in range(num_replicas)]
-    return [tuple(names[s * num_replicas + r] for s in range(num_stages)) for r in range(num_replicas)]
+def _participants(topology: Topology, request: Request, excluded: Collection[str]) -> list[str]:
+    """Return who may take part; raise PlanError for names that the topology doesn't have, or where nobody is left."""
+    known = [worker.name for worker in topology.workers]
+    for what, names in (("pinned", request.pinned), ("excluded", excluded)):
+        for name in names:
+            if name not in known:
+                hint = did_you_mean(name, known)
+                raise PlanError(f"{what} worker '{name}' is not in topology '{topology.name}'{hint}; check the name")
+    both = sorted(set(request.pinned) & set(excluded))
+    if both:
+        raise PlanError(f"worker '{both[0]}' is both pinned and excluded; choose one")
+    kept = [name for name in known if name not in set(excluded)]
+    if not kept:
+        raise PlanError(f"all {len(known)} workers are excluded; leave at least one")
+    return kept
 
 
-def _depths(
-    schedule: ScheduleKind, num_stages: int, num_microbatches: int, asked: Sequence[int] | None
-) -> Iterator[tuple[int, ...]]:
-    """Yield depths to try: what was asked, or 1F1B's own and multiples of that."""
-    if asked is not None:
-        if schedule == "gpipe" or len(asked) != num_stages or min(asked) < 1:
-            raise PlanError(
-                f"max_in_flight is {num_stages} numbers above zero, for schedule 1f1b"
-                f" (got {list(asked)} for {schedule}); leave it out to have it chosen"
-            )
-        yield tuple(asked)
+def _check_depths(request: Request, num_stages: int | None) -> None:
+    asked = request.max_in_flight
+    if asked is None:
         return
-    base = default_in_flight(schedule, num_stages, num_microbatches)
-    tried = set()
-    for factor in (1, 2, 3, 4, 8):
-        depths = tuple(min(num_microbatches, factor * depth) for depth in base)
-        if depths not in tried:
-            tried.add(depths)
-            yield depths
-
-
-def _transport(topology: Topology, source: str, target: str) -> Transport:
-    """Return a transport that fills the link in both directions."""
-    ways = ((source, target), (target, source))
-    rate = max(topology.send_limit_bytes_per_s(*way) for way in ways)
-    return transport_for(rate, max(topology.link(*way).latency_s for way in ways))
-
-
-def _gradient_transport(topology: Topology, placed: Sequence[Sequence[str]]) -> Transport:
-    """Return the transport of the data groups: the one that the longest, fastest pair among them needs."""
-    pairs = [(a, b) for members in zip(*placed, strict=True) for a in members for b in members if a != b]
-    transports = [_transport(topology, a, b) for a, b in pairs] or [Transport()]
-    return max(transports, key=lambda transport: transport.window_bytes)
-
-
-def _under_way_bytes(topology: Topology, placed: Sequence[Sequence[str]]) -> dict[str, int]:
-    """Bound what each worker has under way where one line carries all its links: the window that fills that line."""
-    partners: dict[str, set[str]] = {name: set() for row in placed for name in row}
-    for line in (*placed, *zip(*placed, strict=True)):
-        is_pipeline = line in placed
-        for i, name in enumerate(line):
-            partners[name].update(line[max(0, i - 1) : i + 2] if is_pipeline else line)
-    bounds = {}
-    for name, others in partners.items():
-        ways = [(name, other) for other in others - {name}]
-        uplinks = [rate for way in ways for (kind, _), rate in topology.shared_limits(*way) if kind == "uplink"]
-        if len(ways) > 1 and uplinks and uplinks[0] < sum(topology.link(*way).bandwidth_bytes_per_s for way in ways):
-            latency_s = max(topology.link(*way).latency_s for way in ways)
-            bounds[name] = transport_for(uplinks[0], latency_s).window_bytes
-    return bounds
-
-
-def _best(candidates: Sequence[Plan], topology: Topology) -> Plan:
-    """Return the fastest plan within memory; of those that are as fast the leanest, or the deepest if a link is the
-    bottleneck: a real link is not as steady as the simulator's, and what is in flight makes up for it."""
-    fitting = [plan for plan in candidates if _shortage(plan, topology) is None]
-    if not fitting:
-        raise PlanError(_shortage(candidates[0], topology) or "no plan fits")
-    step_s = {id(plan): plan.prediction.step_s for plan in fitting if plan.prediction}
-    fastest = min(step_s.values())
-    same = [plan for plan in fitting if step_s[id(plan)] <= fastest * SAME_WITHIN]
-    by_memory = sorted(same, key=lambda plan: max(plan.prediction.memory_bytes.values()) if plan.prediction else 0)
-    is_bound_by_a_link = all(plan.prediction and plan.prediction.bottleneck.startswith("link") for plan in same)
-    return by_memory[-1] if is_bound_by_a_link else by_memory[0]
-
-
-def _shortage(plan: Plan, topology: Topology) -> str | None:
-    """Say which worker has too little memory for a plan, if any."""
-    assert plan.prediction is not None
-    for rank, name in enumerate(plan.workers):
-        needs, has = plan.prediction.memory_bytes[name], topology.worker(name).memory_bytes
-        if needs > has:
-            return (
-                f"stage {plan.stage_of(rank)} needs {format_bytes(needs)} on worker '{name}' (has {format_bytes(has)});"
-                " add a worker, raise num_stages, or lower microbatch_size"
-            )
-    return None
+    if request.schedule == "gpipe" or len(asked) != (num_stages or len(asked)) or not asked or min(asked) < 1:
+        raise PlanError(
+            f"max_in_flight is {num_stages or len(asked)} numbers above zero, for schedule 1f1b"
+            f" (got {list(asked)} for {request.schedule}); leave it out to have it chosen"
+        )

@@ -68,6 +68,7 @@ class Trainer:
         address: str | None = None,
         timeout_s: float = 120.0,
         dilation: float = 1.0,
+        layers_are_dilated: bool = False,
         membership: Membership | None = None,
         codec_settings: CodecSettings = DEFAULT_SETTINGS,
     ) -> None:
@@ -76,6 +77,7 @@ class Trainer:
         `layers` is the whole model as a list, of which the rank keeps its own, or a function of (first, end) that
         builds only those. `tied` names, among a rank's layers, a parameter that the first and the last stage share;
         `before_forward` is given the layers, the step and the samples of the next forward (dropout needs them).
+        On a network slowed by `dilation` the layers are slowed too, unless they are already (`layers_are_dilated`).
         `address` is this host's, as the others reach it (default: the one that leads to MASTER_ADDR).
         Raises PlanError where plan and job don't fit, ChannelError where a peer doesn't come.
         """
@@ -114,7 +116,8 @@ class Trainer:
         self._set_up_gradients(tied(own))
         self.optimizer = optimizer(self.parameters)
         stage = TorchStage(own, loss=loss, loss_scale=plan.microbatch_size / plan.batch_size, autocast=autocast)
-        self._executor = self._make_executor(stage if dilation == 1 else DilatedStage(stage, dilation))
+        is_slowed = dilation != 1 and not layers_are_dilated
+        self._executor = self._make_executor(DilatedStage(stage, dilation) if is_slowed else stage)
 
     def _set_up_gradients(self, tied: Sequence[nn.Parameter]) -> None:
         """Lay out the buckets; a parameter that both ends of the pipeline hold gets one of its own."""

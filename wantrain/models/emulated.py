@@ -1,0 +1,61 @@
+"""Layers that take their time and pass tensors of the real shape, without the arithmetic.
+
+A plan's whole life can then be tried on a small machine: pipeline, gradients, optimizer and checkpoints are the real
+ones, only what a GPU would compute is slept through. Every tensor differs from the one before, so that no codec gets
+off lightly.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class EmulatedLayer(nn.Module):
+    """Sleeps for profiled seconds forwards and backwards; `num_parameters` weights get gradients."""
+
+    _output: Tensor
+
+    def __init__(self, shape: tuple[int, ...], forward_s: float, backward_s: float, num_parameters: int) -> None:
+        """`shape` is that of a sample's activation, in and out; the first layer takes tokens of any shape."""
+        super().__init__()
+        self.forward_s, self.backward_s = forward_s, backward_s
+        self.weight = nn.Parameter(torch.randn(max(1, num_parameters)) * 0.02)
+        self.register_buffer("_output", torch.randn(*shape), persistent=False)
+        self._num_runs = 0
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return activations [microbatch, *shape] for as many samples as come in."""
+        self._num_runs += 1
+        if not inputs.is_floating_point():
+            inputs = self._output.expand(len(inputs), *self._output.shape)
+        output: Tensor = _Sleep.apply(inputs, self.weight, self)  # type: ignore[no-untyped-call]
+        return output
+
+
+class _Sleep(torch.autograd.Function):
+    """The values, shifted by one place more at every run; backwards likewise."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor, layer: EmulatedLayer) -> Tensor:
+        end_s = time.monotonic() + layer.forward_s
+        ctx.layer, ctx.size = layer, weight.shape
+        output = inputs.roll(layer._num_runs, dims=-1)
+        time.sleep(max(0.0, end_s - time.monotonic()))
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        end_s = time.monotonic() + ctx.layer.backward_s
+        grad = grads[0].roll(1, dims=-1)
+        weight_grad = torch.full(ctx.size, 1e-3)
+        time.sleep(max(0.0, end_s - time.monotonic()))
+        return grad, weight_grad, None
+
+
+def emulated_loss(outputs: Tensor, _targets: Tensor) -> Tensor:
+    """Return a loss whose gradient reaches every value."""
+    return outputs.mean()

@@ -1,0 +1,181 @@
+"""Measure what a model's layers cost on this machine: seconds forward and backward, bytes kept, bytes of weights.
+
+The embedding, a few blocks and the head stand for the whole model, since all its blocks are alike; they are run as a
+chain, forwards and then backwards, because a layer that is run again and again by itself finds its weights in the
+cache, and a real stage does not. Each layer is a `TorchStage`, so what is timed is what the executor runs.
+
+    embedding F ─► block F ─► block F ─► head F
+    embedding B ◄─ block B ◄─ block B ◄─ head B        once around is one sample of every layer's two times
+
+The blocks of all rounds share one median. Bytes are those of the storages that autograd keeps, the weights left out.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from wantrain.model_config import ModelConfig
+from wantrain.models import gpt
+from wantrain.pipeline.stage import TorchStage
+from wantrain.profile import LayerProfile, ModelProfile, gpt_profile
+
+NUM_BLOCKS = 3
+"""Chosen: enough that no block's weights stay in a cache, few enough that a large model's fit anywhere."""
+
+_LEAST_ROUNDS, _MOST_ROUNDS, _ENOUGH_S = 5, 50, 4.0
+"""Chosen: a median of five at least; small models get more, within a few seconds."""
+
+_OPTIMIZER_STEPS = 5
+
+
+@dataclass
+class LayerTimes:
+    """The seconds of one kind of layer, all that were measured."""
+
+    forward_s: list[float] = field(default_factory=list)
+    backward_s: list[float] = field(default_factory=list)
+
+    @property
+    def spread(self) -> float:
+        """Half of the range that holds the middle half of forward + backward, by their median."""
+        both = [f + b for f, b in zip(self.forward_s, self.backward_s, strict=True)]
+        low, middle, high = statistics.quantiles(both, n=4)
+        return (high - low) / 2 / middle
+
+
+@dataclass(frozen=True)
+class LayerMeasurement:
+    """What was measured of a model, by kind of layer, and the profile that follows."""
+
+    profile: ModelProfile
+    times: dict[str, LayerTimes]
+    num_rounds: int
+
+
+def measure_layers(
+    config: ModelConfig,
+    microbatch_size: int,
+    *,
+    device: torch.device,
+    source: str,
+    dtype: str = "fp32",
+    progress: Callable[[str], None] = lambda _: None,
+) -> LayerMeasurement:
+    """Measure a GPT's layers on a device with the threads that torch now has; raise OutOfMemoryError as torch does."""
+    chain = _Chain(config, microbatch_size, device, dtype)
+    counted = gpt_profile(config, microbatch_size)
+    sizes = {kind: chain.sizes(kind) for kind in chain.kinds}
+    began = time.monotonic()
+    chain.run_round({kind: LayerTimes() for kind in chain.kinds})  # the first allocates; its times don't count
+    times = {kind: LayerTimes() for kind in chain.kinds}
+    num_rounds = 0
+    while num_rounds < _LEAST_ROUNDS or (num_rounds < _MOST_ROUNDS and time.monotonic() - began < _ENOUGH_S):
+        progress(f"layers, round {num_rounds + 1}")
+        chain.run_round(times)
+        num_rounds += 1
+    progress("optimizer")
+    profile = _profile(counted, times, sizes, chain.optimizer_s_per_parameter())
+    return LayerMeasurement(profile.model_copy(update={"source": source}), times, num_rounds)
+
+
+def _profile(
+    counted: ModelProfile, times: dict[str, LayerTimes], sizes: dict[str, dict[str, int]], optimizer_s: float
+) -> ModelProfile:
+    """Turn seconds into operations at the speed that the model as a whole sustained."""
+    kinds = [_kind(i, counted.num_layers) for i in range(counted.num_layers)]
+    forward_s = {kind: statistics.median(one.forward_s) for kind, one in times.items()}
+    backward_s = {kind: statistics.median(one.backward_s) for kind, one in times.items()}
+    total_s = sum(forward_s[kind] + backward_s[kind] for kind in kinds)
+    speed = sum(layer.forward_flops + layer.backward_flops for layer in counted.layers) / total_s
+
+    def measured(layer: LayerProfile, kind: str) -> LayerProfile:
+        flops = {"forward_flops": forward_s[kind] * speed, "backward_flops": backward_s[kind] * speed}
+        return layer.model_copy(update=flops | sizes[kind])
+
+    layers = tuple(measured(layer, kind) for layer, kind in zip(counted.layers, kinds, strict=True))
+    update = {"layers": layers, "reference_flops_per_s": speed, "optimizer_flops_per_parameter": optimizer_s * speed}
+    return counted.model_copy(update=update)
+
+
+def _kind(layer: int, num_layers: int) -> str:
+    return {0: "embedding", num_layers - 1: "head"}.get(layer, "block")
+
+
+class _Chain:
+    """Embedding, blocks and head in a row, and what goes through them."""
+
+    def __init__(self, config: ModelConfig, microbatch_size: int, device: torch.device, dtype: str) -> None:
+        total = config.num_layers_total
+        own = [0, *range(1, 1 + min(NUM_BLOCKS, config.num_layers)), total - 1]
+        self.kinds = [_kind(layer, total) for layer in own]
+        self._device, self._dtype = device, dtype
+        self._layers = [gpt.build_layers(config, layer, layer + 1, 0)[0].to(device) for layer in own]
+        gpt.set_dropout_keys(self._layers, 0, 0, range(microbatch_size))
+        self._stages = [
+            TorchStage([layer], loss=gpt.loss if isinstance(layer, gpt.Head) else None, autocast=self._autocast)
+            for layer in self._layers
+        ]
+        shape = (microbatch_size, config.seq_len)
+        self._tokens = torch.randint(config.vocab_size, shape, device=device)
+        self._hidden = torch.randn(*shape, config.hidden, device=device)
+
+    def run_round(self, times: dict[str, LayerTimes]) -> None:
+        """Run the chain forwards and backwards; add each layer's seconds to its kind's."""
+        hidden, last = self._tokens, len(self._stages) - 1
+        for i, (stage, kind) in enumerate(zip(self._stages, self.kinds, strict=True)):
+            began = self._now_s()
+            hidden = stage.forward(0, hidden, self._tokens if i == last else None)
+            times[kind].forward_s.append(self._now_s() - began)
+        grad: Tensor | None = None
+        for stage, kind in zip(self._stages[::-1], self.kinds[::-1], strict=True):
+            began = self._now_s()
+            grad = stage.backward(0, grad)
+            times[kind].backward_s.append(self._now_s() - began)
+
+    def sizes(self, kind: str) -> dict[str, int]:
+        """Return bytes of weights, elements of the output, and bytes that are kept for the backward."""
+        layer = self._layers[self.kinds.index(kind)]
+        inputs = self._tokens if kind == "embedding" else self._hidden.clone().requires_grad_()
+        kept: dict[int, Tensor] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), self._autocast():
+            output = layer(inputs)
+            result = gpt.loss(output, self._tokens) if kind == "head" else output
+        own = {one.untyped_storage().data_ptr() for one in (*layer.parameters(), *layer.buffers())}
+        del result
+        return {
+            "parameter_bytes": sum(parameter.nbytes for parameter in layer.parameters()),
+            "activation_elements": output.numel(),
+            "stored_bytes": sum(one.untyped_storage().nbytes() for place, one in kept.items() if place not in own),
+        }
+
+    def optimizer_s_per_parameter(self) -> float:
+        """Return the seconds of an AdamW step by the number of parameters; the gradients are those of the rounds."""
+        parameters = [parameter for layer in self._layers for parameter in layer.parameters()]
+        optimizer = torch.optim.AdamW(parameters, fused=True)
+        optimizer.step()  # allocates its state
+        times = []
+        for _ in range(_OPTIMIZER_STEPS):
+            began = self._now_s()
+            optimizer.step()
+            times.append(self._now_s() - began)
+        return statistics.median(times) / sum(parameter.numel() for parameter in parameters)
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        return torch.autocast(self._device.type, torch.bfloat16) if self._dtype == "bf16" else nullcontext()
+
+    def _now_s(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()

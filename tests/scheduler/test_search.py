@@ -16,8 +16,8 @@ def searcher(topology: Topology, **choices: object) -> Searcher:
 
 def test_layouts_fill_the_grid_by_rows_or_by_columns() -> None:
     search = searcher(regions({"a": 4}))
-    assert search.start((2, 2), [3, 2, 1, 0], "pipelines").placement.rows == ((3, 2), (1, 0))
-    assert search.start((2, 2), [3, 2, 1, 0], "stages").placement.rows == ((3, 1), (2, 0))
+    assert search.start((2, 2), [3, 2, 1, 0], "pipelines").placement.rows == ((1, 0), (3, 2))
+    assert search.start((2, 2), [3, 2, 1, 0], "stages").placement.rows == ((2, 0), (3, 1))
 
 
 def test_pinned_workers_start_in_their_stage() -> None:

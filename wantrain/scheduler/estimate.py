@@ -26,8 +26,9 @@ from __future__ import annotations
 
 from wantrain.scheduler.problem import Problem, State
 
-_MISSING_MEMORY = 100.0
-"""Chosen: a plan that lacks 1 % of a worker's memory counts as twice as slow, so none that fits is ever worse."""
+_LACKING, _MISSING = 0.1, 10.0
+"""Chosen: what lacking memory costs at all, and by the share that is missing, as shares of the step and in units of
+`Problem.strictness`: strict enough, none that fits is ever worse."""
 
 _TIE = 0.003
 """Chosen: weight of the mean over workers beside the maximum: of two plans with the same slowest part the one that is
@@ -52,7 +53,9 @@ def size_stages(problem: Problem, state: State) -> None:
             state.stage_fixed[s] += 4 * min(problem.bucket_bytes, weights)
         slope = problem.stored_bytes[b] - problem.stored_bytes[a] + state.stage_there[s] + state.stage_back[s]
         if s > 0:
-            slope += state.stage_there[s - 1] + state.stage_back[s - 1]
+            payloads = state.stage_there[s - 1] + state.stage_back[s - 1]
+            slope += payloads
+            state.stage_fixed[s] += (problem.least_depth[s - 1] - problem.least_depth[s]) * payloads
         state.stage_slope[s] = slope
 
 
@@ -97,12 +100,14 @@ def time_pipeline(problem: Problem, state: State, r: int) -> None:
             period, own = state.busy_s[first + s], answers
         forward_pace, backward_pace = max(forward_pace, forward_s), max(backward_pace, backward_s)
         ahead = min(problem.least_depth[s], count)
-        ordered = head + forward_s + backward_s + (ahead - 1) * forward_pace + (count - 1) * backward_pace
-        busy = max(busy, ordered, answers)
+        turned = head + forward_s + backward_s + (ahead - 1) * forward_pace
+        ordered = turned + (count - 1) * backward_pace
         if ordered > own:
             period, own = backward_pace + (forward_pace if ahead == count else 0.0), ordered
-        state.home_s[first + s] = home
-        state.busy_s[first + s] = busy
+        state.home_s[first + s], state.turned_s[first + s] = home, turned
+        state.busy_s[first + s] = max(busy, answers)
+        state.end_s[first + s] = trip + (count - 1) * line_period
+        state.link_s[s] = 0.0
         if s + 1 < num_stages:
             v = state.cells[first + s + 1]
             here = problem.class_of[v] * problem.num_classes + problem.class_of[w]
@@ -110,14 +115,35 @@ def time_pipeline(problem: Problem, state: State, r: int) -> None:
             there = problem.class_of[w] * problem.num_classes + problem.class_of[v]
             there_s = state.stage_there[s] * problem.s_per_byte[there]
             forward_pace, backward_pace = max(forward_pace, there_s), max(backward_pace, back_s)
+            state.link_s[s] = back_s
             home += backward_s + back_s + problem.latency_s[here]
-    latest = trip + (count - 1) * line_period
-    for back in range(num_stages):
-        cell = first + num_stages - 1 - back
-        latest = max(latest, state.busy_s[cell])
-        state.home_s[cell] += own - latest
+    time_ends(problem, state, first, count)
+    for s in range(num_stages):
+        state.home_s[first + s] += own - state.end_s[first + s]
     state.period_s[r] = max(period, 1e-12)
     state.fill_s[r] = own - (count - 1) * state.period_s[r]
+
+
+def time_ends(problem: Problem, state: State, first: int, count: float) -> None:
+    """Fill in when the pipeline ends if nothing holds it up but what each cell has to wait for.
+
+    The innermost loop of all; comparisons, since a call of `max` takes three times as long.
+    """
+    for s in range(problem.num_stages):
+        state.pace_s[s] = state.stage_backward[s] * problem.s_per_flop[state.cells[first + s]]
+    for k in range(problem.num_stages):
+        pace, busy, turned = state.pace_s[k], state.busy_s[first + k], state.turned_s[first + k]
+        for back in range(k + 1):
+            s = k - back
+            if state.pace_s[s] > pace:
+                pace = state.pace_s[s]
+            if s < k and state.link_s[s] > pace:
+                pace = state.link_s[s]
+            end = turned + (count - 1) * pace
+            if busy > end:
+                end = busy
+            if end > state.end_s[first + s]:
+                state.end_s[first + s] = end
 
 
 def time_reduction(problem: Problem, state: State, s: int) -> None:
@@ -268,7 +294,9 @@ def price(problem: Problem, state: State) -> float:
     if problem.has_site_limits:
         step_s = max(step_s, state.fill_s[0] + site_lines_s(problem, state))
     step_s += _TIE * mean / num_replicas
-    return step_s * (1 + _MISSING_MEMORY * missing)
+    if missing > 0:
+        step_s *= 1 + problem.strictness * (_LACKING + _MISSING * missing)
+    return step_s
 
 
 def price_all(problem: Problem, state: State) -> float:
@@ -281,5 +309,15 @@ def price_all(problem: Problem, state: State) -> float:
     return price(problem, state)
 
 
-HELPERS = (size_stages, time_pipeline, line_window, fit_stage, time_reduction, site_lines_s, choose_limits, price)
+HELPERS = (
+    size_stages,
+    time_ends,
+    time_pipeline,
+    line_window,
+    fit_stage,
+    time_reduction,
+    site_lines_s,
+    choose_limits,
+    price,
+)
 """What `price_all` calls, and what a search calls beside it: in the order in which they need each other."""

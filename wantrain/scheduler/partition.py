@@ -96,7 +96,7 @@ def _needed_bytes(problem: Problem, s: int) -> Table:
         needed = needed + 4 * np.minimum(problem.bucket_bytes, held)
     if s + 1 < problem.num_stages:
         needed = needed + problem.least_depth[s] * payloads[None, :]
-    return needed + problem.least_depth[s] * payloads[:, None] if s > 0 else needed
+    return needed + problem.least_depth[s - 1] * payloads[:, None] if s > 0 else needed
 
 
 @functools.lru_cache(maxsize=4)

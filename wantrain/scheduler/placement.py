@@ -30,23 +30,28 @@ def may_hold(problem: Problem, worker: int, cell: int) -> bool:
     return bool(stage < 0 or (cell < problem.num_stages * problem.num_replicas and cell % problem.num_stages == stage))
 
 
-def refresh_cell(problem: Problem, state: State, cell: int) -> None:
-    """Bring up to date what a cell's worker has a part in."""
-    if cell < problem.num_stages * problem.num_replicas:
-        s = cell % problem.num_stages
-        time_pipeline(problem, state, cell // problem.num_stages)
+def refresh_cell(problem: Problem, state: State, cell: int, other: int) -> None:
+    """Bring up to date what a cell's worker has a part in, but for what the other one has a part in too."""
+    num_stages = problem.num_stages
+    num_used = num_stages * problem.num_replicas
+    if cell >= num_used:
+        return
+    s = cell % num_stages
+    if other >= num_used or cell // num_stages != other // num_stages:
+        time_pipeline(problem, state, cell // num_stages)
+    if other >= num_used or s != other % num_stages:
         time_reduction(problem, state, s)
-        if s > 0:
-            fit_stage(problem, state, s - 1)
-        if s + 1 < problem.num_stages:
-            fit_stage(problem, state, s + 1)
+    if s > 0:
+        fit_stage(problem, state, s - 1)
+    if s + 1 < num_stages:
+        fit_stage(problem, state, s + 1)
 
 
 def swap_workers(problem: Problem, state: State, i: int, j: int) -> None:
     """Let two cells change workers."""
     state.cells[i], state.cells[j] = state.cells[j], state.cells[i]
-    refresh_cell(problem, state, i)
-    refresh_cell(problem, state, j)
+    refresh_cell(problem, state, i, len(state.cells))
+    refresh_cell(problem, state, j, i)
 
 
 def exchange_stages(problem: Problem, state: State, a: int, b: int) -> bool:

@@ -67,6 +67,8 @@ class Problem(NamedTuple):
     optimizer_flops_per_parameter_byte: float
     weight_copies: float
     bucket_bytes: float
+    strictness: float
+    """How much a placement that doesn't fit into memory is put at a disadvantage: little leaves ways through."""
 
 
 class State(NamedTuple):
@@ -93,6 +95,14 @@ class State(NamedTuple):
     """Per cell: from the end of its last backward to the end of the pipeline's."""
     busy_s: Numbers
     """Per cell: when the pipeline ends if nothing holds it up but this cell, and the gradients sent to it."""
+    turned_s: Numbers
+    """Per cell: the same for a single backward, after the forwards that must come before it."""
+    end_s: Numbers
+    """Per cell: the same for all that it has to wait for."""
+    pace_s: Numbers
+    """Per stage, of the replica at work: seconds of a backward."""
+    link_s: Numbers
+    """Per stage, of the replica at work: seconds of a gradient on its way there."""
     trip_s: Numbers
     """Per cell: from the start of a forward here to the end of its backward here."""
     done_s: Numbers
@@ -110,6 +120,9 @@ class State(NamedTuple):
     site_out: Numbers
     site_in: Numbers
 
+
+STRICT = 10.0
+"""Chosen: what doesn't fit counts as twice as slow, at least."""
 
 _PIECE_BYTES = 512 * 1024
 """Chosen: a bucket is shared among its replicas in pieces, and one below this is mostly latency."""
@@ -183,6 +196,7 @@ def make_problem(
         optimizer_flops_per_parameter_byte=OPTIMIZER_FLOPS_PER_PARAMETER / 4,
         weight_copies=float(2 + ADAMW_STATES + feedback),
         bucket_bytes=float(bucket_bytes),
+        strictness=STRICT,
     )
 
 
@@ -215,6 +229,10 @@ def make_state(problem: Problem, cells: Sequence[int], cuts: Sequence[int], coun
         fill_s=[0.0] * num_replicas,
         period_s=[0.0] * num_replicas,
         home_s=[0.0] * num_stages * num_replicas,
+        turned_s=[0.0] * num_stages * num_replicas,
+        end_s=[0.0] * num_stages * num_replicas,
+        pace_s=[0.0] * num_stages,
+        link_s=[0.0] * num_stages,
         busy_s=[0.0] * num_stages * num_replicas,
         trip_s=[0.0] * num_stages * num_replicas,
         done_s=[0.0] * num_replicas,

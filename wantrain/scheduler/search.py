@@ -28,6 +28,7 @@ from wantrain.scheduler.network import Network, chained_sites
 from wantrain.scheduler.partition import split_for_workers, split_layers
 from wantrain.scheduler.placement import anneal, compiled_anneal
 from wantrain.scheduler.problem import (
+    STRICT,
     Problem,
     Request,
     State,
@@ -48,8 +49,14 @@ MOST_PLAYED = 2_000_000
 _STARTS, _MIXED, _LAST_POOL = 16, 8, 5
 """Chosen: starts in all, at least two for each shape; orders mixed at random; what is left in the last round."""
 
+_MET = 16
+"""Chosen: placements met on the way that may still be played: the simulator doesn't always agree with the estimate."""
+
 _KEPT = (1.0, 0.25, 0.0)
 """Chosen: shares of the starts that go on to each round, five at least; all rounds cost about the same."""
+
+_STRICTNESS = (0.5, 2.0, STRICT)
+"""Chosen: by round; the best placements often lie beyond ones that lack a little memory."""
 
 _ALLOWANCES = (0.3, 0.3, 0.2)
 """Chosen: by how much a change may be worse than the best, by round."""
@@ -66,10 +73,11 @@ class Candidate:
 
     @property
     def placement(self) -> Placement:
-        """Return who holds what."""
+        """Return who holds what, replicas in the order of their first worker."""
         width, height = self.problem.num_stages, self.problem.num_replicas
-        rows = tuple(tuple(self.state.cells[r * width : (r + 1) * width]) for r in range(height))
-        return Placement(rows, tuple(self.state.cuts), self.units)
+        rows = [tuple(self.state.cells[r * width : (r + 1) * width]) for r in range(height)]
+        ordered = sorted(zip(rows, self.units, strict=True))
+        return Placement(tuple(row for row, _ in ordered), tuple(self.state.cuts), tuple(own for _, own in ordered))
 
     @property
     def limit(self) -> list[int]:
@@ -92,14 +100,14 @@ class Searcher:
         self._until_s = until_s
         self._random = random.Random(self._seed)
         self._problems: dict[tuple[int, int], Problem] = {}
-        self._arrays: dict[tuple[int, int, int], Problem] = {}
+        self._arrays: dict[tuple[int, int, int, float], Problem] = {}
         self._flops = [layer.forward_flops + layer.backward_flops for layer in request.profile.layers]
         self._even: dict[int, list[int]] = {}
 
     @property
     def num_changes(self) -> int:
         """Changes to try in all: chosen so that a dozen workers take less than a second."""
-        return 9000 if self._is_plain else min(40_000 + 900 * self.network.num_workers, 330_000)
+        return 8000 if self._is_plain else min(40_000 + 900 * self.network.num_workers, 330_000)
 
     def price(self, problem: Problem, state: State) -> float:
         """Estimate a placement; fills in its state."""
@@ -117,7 +125,7 @@ class Searcher:
 
     def _run(self, problem: Problem, state: State, changes: int, allowance: float, seed: int) -> float:
         """Run the search's loop as machine code; without changes it only prices."""
-        key = (problem.num_stages, problem.num_replicas, problem.is_dealt)
+        key = (problem.num_stages, problem.num_replicas, problem.is_dealt, problem.strictness)
         if key not in self._arrays:
             self._arrays[key] = as_arrays(problem)
         arrays = as_arrays(state)
@@ -185,13 +193,20 @@ class Searcher:
     def run(self, shapes: Sequence[tuple[int, int]], keeps_shapes: bool = False) -> list[Candidate]:
         """Return the best candidates found, best first; one of each shape at least, if that is asked for."""
         pool = [one for own in self.starts(shapes, self.orders()) for one in own]
-        for kept, allowance in zip(_KEPT, _ALLOWANCES, strict=True):
+        met: list[Candidate] = []
+        for kept, allowance, strictness in zip(_KEPT, _ALLOWANCES, _STRICTNESS, strict=True):
             ranked = _different(pool)
             pool = ranked[: max(_LAST_POOL, int(len(pool) * kept))]
             pool += _firsts(ranked, {one.shape for one in pool}) if keeps_shapes else []
+            pool = [self._judged(one, strictness) for one in pool]
             changes = self.num_changes // len(_KEPT) // len(pool)
             pool = [self._improved(one, changes, allowance) for one in pool]
-        return _different([self._finished(one) for one in _different(pool)])
+            met += pool
+        finished = [self._finished(one) for one in _different(pool)]
+        others = [
+            self.dealt(self._judged(one, STRICT)) for one in _different(met)[: _MET if self._is_plain else _LAST_POOL]
+        ]
+        return _different([*finished, *others])
 
     def orders(self) -> list[list[int]]:
         """Return the orders in which workers are laid out: the file's, by speed, and along the two shortest chains."""
@@ -212,6 +227,11 @@ class Searcher:
         if self._until_s is not None and time.monotonic() > self._until_s:
             return candidate
         return self.cut_anew(self.anneal(candidate, changes, allowance))
+
+    def _judged(self, candidate: Candidate, strictness: float) -> Candidate:
+        """Return the candidate as it is priced when memory is taken so strictly."""
+        problem, state = candidate.problem._replace(strictness=strictness), copied(candidate.state)
+        return Candidate(self.price(problem, state), problem, state, candidate.units)
 
     def _finished(self, candidate: Candidate) -> Candidate:
         """Deal the lanes, and let the workers settle in with them."""
@@ -234,7 +254,7 @@ def shapes_to_try(
     """Return the shapes to try, numbers that are given kept; raise PlanError where there is none."""
     asked = len(request.max_in_flight) if request.max_in_flight else num_stages
     num_workers, num_layers = network.num_workers, len(request.profile.layers)
-    _check_shape(asked or 1, num_replicas or 1, num_workers, num_layers)
+    _check_layers(asked or 1, num_layers)
     most_stages = min(num_layers, num_workers // (num_replicas or 1))
     found = []
     for stages in [asked] if asked else _spaced(most_stages):
@@ -250,12 +270,7 @@ def shapes_to_try(
     return found
 
 
-def _check_shape(num_stages: int, num_replicas: int, num_workers: int, num_layers: int) -> None:
-    if num_stages * num_replicas > num_workers:
-        raise PlanError(
-            f"{num_stages} stages × {num_replicas} replicas need {num_stages * num_replicas} workers"
-            f" ({num_workers} may take part); lower one of them"
-        )
+def _check_layers(num_stages: int, num_layers: int) -> None:
     if num_stages > num_layers:
         raise PlanError(f"{num_stages} stages need as many layers (the model has {num_layers}); lower num_stages")
 

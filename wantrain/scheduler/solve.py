@@ -27,10 +27,10 @@ from wantrain.scheduler.search import PLAIN_WORKERS, Candidate, Searcher, shapes
 from wantrain.topology import Topology
 from wantrain.units import format_time
 
-_FINALISTS = 4
+_FINALISTS = 6
 """Chosen: placements that are played; more hardly ever change the winner."""
 
-_POLISHED, _PLAYED = 2, 20_000
+_POLISHED, _PLAYED = 4, 6_000
 """Chosen: finalists that are improved, and what each may cost, in things played: a quarter of a second."""
 
 
@@ -181,7 +181,9 @@ class _Solver:
     ) -> None:
         _check_depths(request, shape[0])
         self.request = request
-        self.network = make_network(topology, _participants(topology, request, excluded))
+        names = _participants(topology, request, excluded)
+        _check_workers(len(names), shape)
+        self.network = make_network(topology, names)
         deck = make_deck(request.batch_size, request.profile.microbatch_size, request.num_lanes, shape[1])
         self.shapes = shapes_to_try(request, self.network, deck, *shape)
         self.searcher = Searcher(request, self.network, deck, seed, until_s)
@@ -190,8 +192,7 @@ class _Solver:
     def search(self) -> Search:
         """Search, play the finalists, improve the winner."""
         candidates = self.searcher.run(self.shapes, self.player.objective is not None)
-        finalists = self._finalists(candidates)
-        played = [(*found, one) for one in finalists if (found := self.player.best_depths(one, self._is_large))]
+        played = self._played(self._finalists(candidates)) or self._played(candidates)
         together = self.together()
         plans = self._improved(played) + ([together] if together else [])
         naive = self.naive([*(_shape(best) for _, best in sorted(plans, key=_score)[:1]), *self._naive_shapes()])
@@ -209,6 +210,10 @@ class _Solver:
             left_out=tuple(name for name in self.network.names if name not in plan.workers),
             notes=tuple(self._notes(plan, plans)),
         )
+
+    def _played(self, candidates: Sequence[Candidate]) -> list[tuple[float, Plan, Candidate]]:
+        """Return the plans of placements that fit into memory, with their scores."""
+        return [(*found, one) for one in candidates if (found := self.player.best_depths(one, self._is_large))]
 
     @property
     def _num_finalists(self) -> int:
@@ -314,6 +319,15 @@ def _participants(topology: Topology, request: Request, excluded: Collection[str
     if not kept:
         raise PlanError(f"all {len(known)} workers are excluded; leave at least one")
     return kept
+
+
+def _check_workers(num_workers: int, shape: tuple[int | None, int | None]) -> None:
+    stages, replicas = (number or 1 for number in shape)
+    if stages * replicas > num_workers:
+        raise PlanError(
+            f"{stages} stages × {replicas} replicas need {stages * replicas} workers ({num_workers} may take part);"
+            " lower one of them"
+        )
 
 
 def _check_depths(request: Request, num_stages: int | None) -> None:

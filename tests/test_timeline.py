@@ -18,7 +18,7 @@ def test_events_of_all_ranks_are_joined_in_order_of_their_start() -> None:
     timeline = merge("measured", ["a", "b"], 7, EVENTS)
     assert [event.start_s for event in timeline.events] == [0.0, 0.25, 0.5, 0.5, 0.5]
     assert timeline.span_s == 1.0
-    assert timeline.compute_s(0) == timeline.compute_s(1) == 0.25
+    assert timeline.compute_by_rank() == [0.25, 0.25]
     assert timeline.bytes_by_link() == {("a", "b"): 150}
 
 

@@ -116,7 +116,7 @@ def _plan_arguments(parser: argparse.ArgumentParser) -> None:
     asked.add_argument(
         "--time-limit", type=_seconds, metavar="S", help="seconds to search (default: as many as it takes)"
     )
-    asked.add_argument("--seed", type=int, default=0, metavar="N")
+    asked.add_argument("--seed", type=int, metavar="N", help="of the search (default: 0)")
     asked.add_argument("--replan", metavar="PLAN", help="change this plan as little as the topology asks for")
     more = parser.add_argument_group("more about the plan")
     more.add_argument("--break-even", action="store_true", help="say below which link speed its codecs pay")

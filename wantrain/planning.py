@@ -44,7 +44,7 @@ from wantrain.training.job import load_config, load_topology, profile_of, resolv
 
 _SEARCHED = (
     "model", "profile", "batch_size", "microbatch_size", "stages", "replicas", "codec", "gradient_codec", "data_seen",
-    "objective", "pin", "exclude", "replan",
+    "objective", "pin", "exclude", "replan", "time_limit", "seed",
 )  # fmt: skip
 """Options that say what a run file says, or that change its plan."""
 
@@ -100,6 +100,7 @@ def _from_options(args: argparse.Namespace) -> Request:
         )
     if args.commands:
         raise ConfigError("--commands needs a run file, which says what is trained; give one")
+    _refuse_ignored(args)
     topology = load_topology(args.topology)
     profile, model = _profiled(args)
     limits: dict[str, Any] = {
@@ -110,11 +111,20 @@ def _from_options(args: argparse.Namespace) -> Request:
         "pinned": dict(args.pin),
         "excluded": tuple(args.exclude),
         "time_limit_s": args.time_limit,
-        "seed": args.seed,
+        "seed": args.seed or 0,
     }
     seq_len = None if model is None else model.seq_len
     request = Request(topology, profile, lambda: _search(args, request), seq_len, limits)
     return request
+
+
+def _refuse_ignored(args: argparse.Namespace) -> None:
+    """Raise ConfigError for options that another one would make void."""
+    if args.data_seen is not None and args.codec != "auto":
+        raise ConfigError("--data-seen says what --codec auto may choose; give that too, or leave it out")
+    for option, is_given in (("--codec auto", args.codec == "auto"), ("--objective cost", args.objective == "cost")):
+        if args.replan is not None and is_given:
+            raise ConfigError(f"--replan keeps codecs and looks for short steps; it can't be had with {option}")
 
 
 def _profiled(args: argparse.Namespace) -> tuple[Callable[[int], ModelProfile], ModelConfig | None]:

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
     from wantrain.training.layer_profiler import LayerMeasurement
 
+_WHOSE_DEVICE = ("this machine", "choose another --device")
+
 
 def run(args: argparse.Namespace) -> int:
     """Carry out `wantrain profile`."""
@@ -67,11 +69,12 @@ def _measure_machine(args: argparse.Namespace, progress: Callable[[str], None]) 
     import torch
 
     from wantrain.training.codec_profiler import measure_codecs
+    from wantrain.training.device import open_device
     from wantrain.training.layer_profiler import measure_layers
 
     config = _load_model(args)
     torch.set_num_threads(args.threads)
-    device = _device(args.device)
+    device = open_device(args.device, *_WHOSE_DEVICE)
     memory_bytes = _free_bytes(args.device)
     source = _source(args, device)
     try:
@@ -88,25 +91,15 @@ def _measure_machine(args: argparse.Namespace, progress: Callable[[str], None]) 
     return type(measured)(measured.profile.model_copy(update=update), measured.times, measured.num_rounds)
 
 
-def _device(name: str) -> torch.device:
-    import torch
-
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as caught:
-        reason = str(caught).splitlines()[0].split(". ")[0]
-        raise ConfigError(f"this machine can't use device '{name}' ({reason}); choose another --device") from None
-    return device
-
-
 def _free_bytes(name: str) -> int:
     """Return what is free on a device; a processor's is known without torch."""
     if name == "cpu":
         return free_memory_bytes()
     import torch
 
-    device = _device(name)
+    from wantrain.training.device import open_device
+
+    device = open_device(name, *_WHOSE_DEVICE)
     return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else free_memory_bytes()
 
 

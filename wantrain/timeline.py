@@ -57,10 +57,6 @@ class Timeline(NamedTuple):
         """Yield one rank's events."""
         return (event for event in self.events if event.rank == rank)
 
-    def compute_s(self, rank: int) -> float:
-        """Seconds that a rank spent in forwards and backwards."""
-        return sum(event.duration_s for event in self.of_rank(rank) if event.kind in COMPUTE_KINDS)
-
     def compute_by_rank(self) -> list[float]:
         """Seconds that each rank spent in forwards and backwards."""
         seconds = [0.0] * len(self.workers)

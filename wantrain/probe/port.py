@@ -75,9 +75,7 @@ class Port:
         """Stop listening and drop every connection."""
         self._is_open = False
         self._thread.join()
-        for key in list(self._selector.get_map().values()):
-            _close(key.fileobj)
-        self._selector.close()
+        _close_all(self._selector)
 
     def _run(self) -> None:
         while self._is_open:
@@ -163,9 +161,7 @@ class Stream:
         """Reset all connections."""
         self._is_open = False
         self._thread.join()
-        for key in list(self._selector.get_map().values()):
-            _close(key.fileobj)
-        self._selector.close()
+        _close_all(self._selector)
 
     def _run(self) -> None:
         block = memoryview(os.urandom(_SEND_BYTES))
@@ -210,6 +206,12 @@ def _try_to_open(place: Place, timeout_s: float) -> socket.socket | UnreachableE
         return socket.create_connection(place, timeout=timeout_s)
     except OSError as caught:
         return UnreachableError(place, caught)
+
+
+def _close_all(selector: selectors.BaseSelector) -> None:
+    for key in list(selector.get_map().values()):
+        _close(key.fileobj)
+    selector.close()
 
 
 def _close(connection: object) -> None:

@@ -6,8 +6,10 @@ stays as short as the few made it.
     data seen again (fine-tuning)   forward  aqsgd 3 4 6 8 → raw      backward  hadamard 6 8 → raw
     data seen once (pre-training)   forward  hadamard 4 6 8 → raw     backward  hadamard 4 6 8 → raw
 
-The least bits of each row are those at which training was seen to end where it ends without a codec (docs/results.md).
-For data seen once a delta has nothing to be taken from, so the codec that remembers counts for nothing there.
+For data seen again the least bits are those at which fine-tuning ended where it ends without a codec (within 0.02 %,
+`benchmarks/bench_convergence.py`). For data seen once they are chosen after what others report (TAH-Quant: 3 to 4 bits,
+rotated) and have not been measured here, nor has the rotated codec of weight gradients: direct quantization with error
+feedback was, at 4 bits. A delta has nothing to be taken from there, so the codec that remembers counts for nothing.
 """
 
 from __future__ import annotations

@@ -33,6 +33,7 @@ from wantrain.pipeline.boundary_codecs import CodecSettings
 from wantrain.plan import Plan
 from wantrain.run_directory import LinkTraffic, RunDirectory, StepRecord, ValidationRecord
 from wantrain.topology import Topology
+from wantrain.training.device import open_device
 from wantrain.training.job import Job, judged, load_config, open_data, resolve, write_run_directory, write_summary
 from wantrain.training.metrics import MetricsWriter, announce
 from wantrain.training.quantized_adam import QuantizedAdam
@@ -140,7 +141,7 @@ def _begin_run_directory(run_directory: RunDirectory, job: Job, is_resumed: bool
 def _session(job: Job, worker: str, dilation: float, run_directory: RunDirectory) -> Iterator[Trainer]:
     """Join the job, and leave it together with the others if all went well."""
     config, training = job.config, job.config.training
-    device = _device(job.topology, worker)
+    device = open_device(job.topology.worker(worker).device, f"worker '{worker}'", "change the topology")
     if device.type == "cpu":
         _prepare_codecs(job.plan, job.plan.rank_of(worker), run_directory)
     trainer = Trainer(
@@ -196,18 +197,6 @@ def _patience_s(job: Job, dilation: float) -> float:
     """Return how long to wait for a peer: what the run file says, on top of the steps that may have to pass first."""
     expected_s = 3 * job.plan.prediction.step_s if job.plan.prediction is not None else 0.0
     return (job.config.parallel.timeout_s + expected_s) * dilation
-
-
-def _device(topology: Topology, worker: str) -> torch.device:
-    """Return the worker's device; raise ConfigError where this machine hasn't got it."""
-    given = topology.worker(worker).device
-    try:
-        device = torch.device(given)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as caught:
-        reason = str(caught).splitlines()[0].split(". ")[0]
-        raise ConfigError(f"worker '{worker}' can't use device '{given}' ({reason}); change the topology") from None
-    return device
 
 
 def _autocast(training: TrainingConfig, device: torch.device) -> AbstractContextManager[object]:

@@ -49,6 +49,12 @@ def _commit() -> str:
     return (done.stdout.strip() or "unknown") + ("+" if changed.stdout.strip() else "")
 
 
+def stolen_s() -> float:
+    """Return the seconds of all processors that the hypervisor gave to other machines, since boot; 0 if not counted."""
+    counts = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()
+    return int(counts[8]) / os.sysconf("SC_CLK_TCK") if len(counts) > 8 else 0.0
+
+
 def spread(values: Sequence[float]) -> dict[str, Any]:
     """Return the median of some measurements, the least and the greatest, and all of them."""
     return {

@@ -5,7 +5,10 @@ import pytest
 
 from wantrain.config import RunConfig
 from wantrain.errors import ConfigError
+from wantrain.model_config import ModelConfig
+from wantrain.profile import gpt_profile
 from wantrain.resources import configs_folder, shipped
+from wantrain.training.job import profile_of
 
 SMALL: dict[str, Any] = {
     "model": {"num_layers": 2, "hidden": 32, "num_heads": 2, "seq_len": 16},
@@ -47,6 +50,34 @@ def test_a_model_file_is_found_beside_the_run_file_and_its_keys_can_be_overridde
     run.write_text('[model]\nfile = "m.toml"\nseq_len = 8\n[training]\nsteps = 1\nbatch_size = 1\n')
     model = RunConfig.load(run).model
     assert (model.hidden, model.seq_len) == (32, 8)
+
+
+def test_a_profile_is_found_beside_the_run_file_and_must_be_the_models(tmp_path: Path) -> None:
+    text = """
+    [model]
+    num_layers = 2
+    hidden = {hidden}
+    num_heads = 2
+    seq_len = 16
+    [training]
+    steps = 1
+    batch_size = 4
+    microbatch_size = {size}
+    [parallel]
+    profile = "profile.json"
+    """
+    model = ModelConfig(num_layers=2, hidden=32, num_heads=2, seq_len=16)
+    measured = gpt_profile(model, 2).model_copy(update={"source": "measured", "reference_flops_per_s": 5e9})
+    measured.save(tmp_path / "profile.json")
+    run = tmp_path / "run.toml"
+    run.write_text(text.format(hidden=32, size=2))
+    assert profile_of(RunConfig.load(run)) == measured
+    run.write_text(text.format(hidden=64, size=2))
+    with pytest.raises(ConfigError, match=r"profile is of another model \(hidden: got 32, expected 64\)"):
+        profile_of(RunConfig.load(run))
+    run.write_text(text.format(hidden=32, size=4))
+    with pytest.raises(ConfigError, match=r"is of microbatches of 2 .*measure with --microbatch-size 4"):
+        profile_of(RunConfig.load(run))
 
 
 def test_buffer_budgets_are_sizes_with_a_unit() -> None:

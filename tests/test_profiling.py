@@ -156,7 +156,7 @@ def emulated(tmp_path: Path) -> Callable[..., Topology]:
 
 
 @pytest.mark.slow
-@pytest.mark.flaky(reruns=2)
+@pytest.mark.measured
 def test_an_emulated_network_is_found_as_it_was_asked_for(emulated: Callable[..., Topology], tmp_path: Path) -> None:
     measured = emulated(UPLINK)
     asked = Topology.load(tmp_path / "asked.toml")

@@ -57,12 +57,34 @@ def _dilation(text: str) -> float:
     return value
 
 
+def _tolerance(text: str) -> float:
+    """Parse a tolerance in percent: "10" → 0.1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"a tolerance is a percentage above 0 (got {text!r})")
+    return value / 100
+
+
+def _rate_tolerance_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--rate-tolerance",
+        type=_tolerance,
+        default="5",
+        metavar="PERCENT",
+        help="accept emulated rates this far from what was asked for (default: %(default)s)",
+    )
+
+
 def _emulate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("topology", metavar="TOPOLOGY", help="a TOML file, or the name of a shipped topology")
     parser.add_argument("--check", action="store_true", help="measure every pair and print asked beside measured")
+    parser.add_argument("--dilation", type=_dilation, default=1.0, metavar="D", help="slow the network down D times")
+    _rate_tolerance_argument(parser)
     parser.add_argument("--all-pairs", action="store_true", help="with --check: keep all pairs busy at once")
     parser.add_argument("--dry-run", action="store_true", help="print the commands that would be run, and run none")
-    parser.add_argument("--dilation", type=_dilation, default=1.0, metavar="D", help="slow the network down D times")
     parser.add_argument("--only", metavar="WORKER", help="run CMD for this worker only, with the terminal to itself")
     parser.add_argument("--json", action="store_true", help="print results as JSON")
 
@@ -89,6 +111,7 @@ def _launch_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-emulation", action="store_true", help="start the workers plainly, without a network between"
     )
+    _rate_tolerance_argument(parser)
     parser.add_argument("--inside", metavar="DIR", help=argparse.SUPPRESS)
 
 

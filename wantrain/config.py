@@ -92,6 +92,8 @@ class ParallelConfig(Fact):
 
     topology: str = "lan"
     """A topology file, or the name of one that comes with wantrain."""
+    profile: str | None = None
+    """A file beside the run file, by `wantrain profile`: what the layers cost; null counts their operations."""
     num_stages: int = Field(default=1, ge=1)
     num_replicas: int = Field(default=1, ge=1)
     schedule: ScheduleKind = "1f1b"
@@ -176,7 +178,15 @@ class RunConfig(Fact):
         """Read a run file (TOML), or the config.json of a run directory."""
         read = read_json if str(path).endswith(".json") else read_toml
         data = read(path, ConfigError)
-        return cls.parse(_with_model(data, Path(path)), ConfigError, str(path))
+        return cls.parse(_with_profile(_with_model(data, Path(path)), Path(path)), ConfigError, str(path))
+
+
+def _with_profile(data: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Replace parallel.profile, a path beside the run file, by one that holds from anywhere."""
+    parallel = data.get("parallel")
+    if not isinstance(parallel, dict) or not isinstance(parallel.get("profile"), str):
+        return data
+    return data | {"parallel": parallel | {"profile": str((path.parent / parallel["profile"]).resolve())}}
 
 
 def _with_model(data: dict[str, Any], path: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from wantrain.report.tables import deviation
 from wantrain.resources import find_config, shipped
 from wantrain.scheduler.cost_model import make_workload
 from wantrain.scheduler.disturbance import Disturbance
-from wantrain.scheduler.simulator import simulate
+from wantrain.scheduler.simulator import simulate_step
 from wantrain.timeline import Event, Timeline
 from wantrain.topology import Topology
 from wantrain.units import (
@@ -60,12 +60,13 @@ def run(args: argparse.Namespace) -> int:
         Topology.load(find_config("topologies", args.topology or plan.topology, TopologyError)), args.set
     )
     workload = make_workload(plan, topology, _profile(plan, args))
-    timeline = simulate(plan, topology, workload, _disturbance(args))
+    step_s, timeline = simulate_step(plan, topology, workload, _disturbance(args))
     if args.picture is not None:
         _draw(timeline, Path(args.picture))
     if args.trace is not None:
         save_trace(timeline, args.trace)
-    print(json.dumps(_figures(plan, topology, timeline), indent=1) if args.json else _told(plan, topology, timeline))
+    shown = (plan, topology, timeline, step_s)
+    print(json.dumps(_figures(*shown), indent=1) if args.json else _told(*shown))
     return 0
 
 
@@ -166,7 +167,7 @@ def _draw(timeline: Timeline, path: Path) -> None:
             raise unwritable(path, caught) from None
 
 
-def _parts(timeline: Timeline) -> tuple[int, dict[str, float]]:
+def _parts(timeline: Timeline, step_s: float) -> tuple[int, dict[str, float]]:
     """Return the rank that computes longest, and what it spends the step on."""
     spent = [dict.fromkeys(_PARTS, 0.0) for _ in timeline.workers]
     for event in timeline.events:
@@ -174,8 +175,9 @@ def _parts(timeline: Timeline) -> tuple[int, dict[str, float]]:
         if part is not None:
             spent[event.rank][part] += event.duration_s
     rank = max(range(len(spent)), key=lambda rank: spent[rank]["computing"])
-    rest_s = max(0.0, timeline.span_s - sum(spent[rank].values()))
-    return rank, spent[rank] | {"done before the others": rest_s}
+    rest_s = step_s - sum(spent[rank].values())
+    spent[rank]["update"] += min(0.0, rest_s)  # the word of the last ranks is on its way while the next step begins
+    return rank, spent[rank] | {"done before the others": max(0.0, rest_s)}
 
 
 def _part(event: Event) -> str | None:
@@ -192,11 +194,11 @@ def _busiest(topology: Topology, timeline: Timeline) -> Link | None:
     return max(links, key=lambda link: link.busy_s, default=None)
 
 
-def _figures(plan: Plan, topology: Topology, timeline: Timeline) -> dict[str, Any]:
-    rank, spent = _parts(timeline)
+def _figures(plan: Plan, topology: Topology, timeline: Timeline, step_s: float) -> dict[str, Any]:
+    rank, spent = _parts(timeline, step_s)
     busiest = _busiest(topology, timeline)
     return {
-        "step_s": timeline.span_s,
+        "step_s": step_s,
         "planned_step_s": plan.prediction.step_s if plan.prediction else None,
         "worker": timeline.workers[rank],
         "parts_s": spent,
@@ -204,10 +206,10 @@ def _figures(plan: Plan, topology: Topology, timeline: Timeline) -> dict[str, An
     }
 
 
-def _told(plan: Plan, topology: Topology, timeline: Timeline) -> str:
+def _told(plan: Plan, topology: Topology, timeline: Timeline, step_s: float) -> str:
     """Say how long the step takes, what it is spent on, and what has changed."""
-    rank, spent = _parts(timeline)
-    lines = [f"step            {format_time(timeline.span_s)}{_against(plan, timeline.span_s)}"]
+    rank, spent = _parts(timeline, step_s)
+    lines = [f"step            {format_time(step_s)}{_against(plan, step_s)}"]
     parts = ", ".join(f"{name} {format_time(seconds)}" for name, seconds in spent.items() if seconds > 0)
     lines.append(f"{timeline.workers[rank]} computes longest: {parts}")
     busiest = _busiest(topology, timeline)

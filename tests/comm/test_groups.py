@@ -92,6 +92,22 @@ def test_taken_port_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
             join(2, 0, 5.0)
 
 
+def test_an_exchange_that_was_expected_is_the_same_and_must_be_of_that_size(both: Both) -> None:
+    store = HashStore()
+    members = both(*[lambda rank=rank: TorchMembership(store, rank, 2, "127.0.0.1", TIMEOUT_S) for rank in range(2)])
+
+    def told(member: Any) -> list[list[float]]:
+        member.expect_exchange(1)
+        first = member.all_exchange([1.0 + member.rank], TIMEOUT_S)
+        return [*first, *member.all_exchange([5.0, 6.0 + member.rank], TIMEOUT_S)]
+
+    for found in both(*[lambda member=member: told(member) for member in members]):
+        assert found == [[1.0], [2.0], [5.0, 6.0], [5.0, 7.0]]
+    members[0].expect_exchange(1)  # type: ignore[attr-defined]
+    with pytest.raises(ChannelError, match="2 step times are exchanged where 1 were expected"):
+        members[0].all_exchange([1.0, 2.0], TIMEOUT_S, "step times")  # type: ignore[attr-defined]
+
+
 def test_silent_rank_is_named(both: Both) -> None:
     store = HashStore()
     members = both(*[lambda rank=rank: TorchMembership(store, rank, 2, "127.0.0.1", TIMEOUT_S) for rank in range(2)])

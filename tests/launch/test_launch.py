@@ -14,7 +14,6 @@ from wantrain.run_directory import RunDirectory
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(600),
-    pytest.mark.flaky(reruns=1, only_rerun="can't carry the rate"),  # a launch measures its network first
 ]
 
 CONFIG = """
@@ -58,7 +57,7 @@ class Launch:
         environment = os.environ | {"XDG_CACHE_HOME": str(self.folder / "cache")}
         pipe = subprocess.PIPE
         if "--no-emulation" not in options:
-            options += ("--dilation", "2")
+            options += ("--dilation", "2", "--rate-tolerance", "99")  # how fast the machine is, others test
         return subprocess.Popen([*argv, *options], env=environment, stdout=pipe, stderr=pipe, text=True)
 
     def run(self, run: str, *options: str, topology: str = "two_sites") -> tuple[int, str]:
@@ -69,9 +68,10 @@ class Launch:
     def losses(self, run: str, rank: int = 0) -> list[float]:
         return [record.loss for record in RunDirectory(self.folder / run).read_steps(rank)]
 
-    def wait_for_step(self, run: str, step: int) -> None:
-        deadline = time.monotonic() + 200
+    def wait_for_step(self, process: subprocess.Popen[str], run: str, step: int) -> None:
+        deadline = time.monotonic() + 300
         while len(self.losses(run)) < step:
+            assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline, "no progress"
             time.sleep(0.1)
 
@@ -115,7 +115,7 @@ def test_a_killed_worker_ends_the_run_in_one_line_and_resume_gives_the_same_loss
     launch: Launch, expected: list[float]
 ) -> None:
     process = launch.start("run")
-    launch.wait_for_step("run", 12)
+    launch.wait_for_step(process, "run", 12)
     os.kill(launch.processes("run", "wantrain train")[-1], signal.SIGKILL)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 1
@@ -131,7 +131,7 @@ def test_killing_the_launcher_leaves_nothing_and_resume_gives_the_same_losses(
     launch: Launch, expected: list[float]
 ) -> None:
     process = launch.start("run")
-    launch.wait_for_step("run", 17)
+    launch.wait_for_step(process, "run", 17)
     process.kill()
     process.communicate()
     deadline = time.monotonic() + 10
@@ -145,7 +145,7 @@ def test_killing_the_launcher_leaves_nothing_and_resume_gives_the_same_losses(
 
 def test_ctrl_c_ends_after_an_agreed_step_with_a_checkpoint(launch: Launch, expected: list[float]) -> None:
     process = launch.start("run")
-    launch.wait_for_step("run", 8)
+    launch.wait_for_step(process, "run", 8)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 130, said

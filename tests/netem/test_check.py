@@ -22,9 +22,6 @@ from wantrain.netem.check import (
 from wantrain.netem.emulate import EmulatedNetwork
 from wantrain.topology import Topology
 
-pytestmark = pytest.mark.flaky(reruns=2)
-"""Timed on a machine that others use too: what is right shows in one of three measurements."""
-
 GOOD = LinkCheck("a", "b", 100e6, 99e6, 0.02, 0.0204)
 
 
@@ -125,12 +122,14 @@ def measure(data: dict[str, Any], dilation: float, all_pairs: bool) -> dict[str,
     return check.as_json()
 
 
+@pytest.mark.measured
 def test_rates_hold_while_all_pairs_are_busy(in_sandbox: Callable[..., Any]) -> None:
     measured = in_sandbox(measure, four_workers("50 Mbit/s"), 1, True)
     assert len(measured["links"]) == 12
     assert json.loads(json.dumps(measured)) == measured
 
 
+@pytest.mark.measured
 def test_an_uplink_holds_while_a_worker_sends_to_all_others(in_sandbox: Callable[..., Any]) -> None:
     data = four_workers("50 Mbit/s", uplink="60 Mbit/s")
     data["worker"] = [data["worker"][0], *({"name": name, "site": "s"} for name in "bc")]
@@ -139,6 +138,7 @@ def test_an_uplink_holds_while_a_worker_sends_to_all_others(in_sandbox: Callable
     assert uplink["asked_bytes_per_s"] == pytest.approx(0.955 * 60e6 / 8)
 
 
+@pytest.mark.measured
 def test_figures_of_a_dilated_network_are_undilated(in_sandbox: Callable[..., Any]) -> None:
     data = four_workers("400 Mbit/s", "10 ms")
     data["worker"] = data["worker"][:2]
@@ -148,6 +148,7 @@ def test_figures_of_a_dilated_network_are_undilated(in_sandbox: Callable[..., An
     assert measured["links"][0]["measured_latency_s"] == pytest.approx(0.01, rel=0.05)
 
 
+@pytest.mark.measured
 def test_asymmetric_pairs_have_each_their_own_rate_and_latency(in_sandbox: Callable[..., Any]) -> None:
     links = [
         {"from": "a", "to": "b", "bandwidth": "80 Mbit/s", "latency": "5 ms"},
@@ -160,6 +161,7 @@ def test_asymmetric_pairs_have_each_their_own_rate_and_latency(in_sandbox: Calla
 
 
 @pytest.mark.slow
+@pytest.mark.measured
 @pytest.mark.parametrize("bandwidth", ["10 Mbit/s", "100 Mbit/s", "300 Mbit/s"])
 def test_all_twelve_pairs_of_four_workers_get_their_rate_at_once(
     in_sandbox: Callable[..., Any], bandwidth: str
@@ -168,6 +170,7 @@ def test_all_twelve_pairs_of_four_workers_get_their_rate_at_once(
 
 
 @pytest.mark.slow
+@pytest.mark.measured
 @pytest.mark.parametrize("latency", ["1 ms", "20 ms", "100 ms"])
 def test_one_pair_at_a_time_gets_a_gigabit(in_sandbox: Callable[..., Any], latency: str) -> None:
     data = four_workers("1 Gbit/s", latency)
@@ -175,26 +178,29 @@ def test_one_pair_at_a_time_gets_a_gigabit(in_sandbox: Callable[..., Any], laten
     assert len(in_sandbox(measure, data, 1, False)["links"]) == 2
 
 
-# User-mode-linux is an ordinary process: its timers come up to 4 ms late, hence the dilation.
+# User-mode-linux is an ordinary process: its timers come up to 4 ms late, and later on a busy host; hence the dilation.
 
 
 @pytest.mark.netem_kernel
+@pytest.mark.measured
 def test_netem_gives_rate_and_delay(in_sandbox: Callable[..., Any]) -> None:
     data = four_workers("500 Mbit/s", "20 ms")
     data["worker"] = data["worker"][:2]
-    assert in_sandbox(measure, data, 4, False)["delay_by"] == "netem"
+    assert in_sandbox(measure, data, 16, False)["delay_by"] == "netem"
 
 
 @pytest.mark.netem_kernel
+@pytest.mark.measured
 def test_netem_gives_jitter_and_loss(in_sandbox: Callable[..., Any]) -> None:
     data = four_workers("50 Mbit/s", "20 ms", jitter="2 ms", loss="2 %")
     data["worker"] = data["worker"][:2]
-    for link in in_sandbox(measure, data, 4, False)["links"]:
+    for link in in_sandbox(measure, data, 16, False)["links"]:
         assert link["measured_jitter_s"] == pytest.approx(0.002, rel=0.3)
         assert link["measured_loss"] == pytest.approx(0.02, abs=0.01)
 
 
 @pytest.mark.netem_kernel
+@pytest.mark.measured
 def test_netem_holds_an_uplink(in_sandbox: Callable[..., Any]) -> None:
     data = four_workers("50 Mbit/s", "5 ms", uplink="60 Mbit/s")
     data["worker"] = data["worker"][:3]

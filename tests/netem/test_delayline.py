@@ -33,7 +33,7 @@ def medians_s(there: str, back: str) -> list[float]:
         return [delays[pair].latency_s for pair in pairs]
 
 
-@pytest.mark.flaky(reruns=2)
+@pytest.mark.measured
 @pytest.mark.parametrize(("there", "back"), [("1 ms", "1 ms"), ("20 ms", "100 ms")])
 def test_latency_is_within_1_ms_or_5_percent_each_way(in_sandbox: Callable[..., Any], there: str, back: str) -> None:
     asked_s = [float(text.split()[0]) / 1000 for text in (there, back)]

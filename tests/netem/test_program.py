@@ -79,7 +79,7 @@ def test_the_first_failure_is_the_exit_status_and_ends_the_others(wantrain: Want
     assert time.monotonic() - began < 20
 
 
-@pytest.mark.flaky(reruns=2)
+@pytest.mark.measured
 def test_check_prints_asked_beside_measured_and_the_dilation(wantrain: Wantrain, two: str) -> None:
     done = wantrain("emulate", two, "--check", "--dilation", "2")
     assert done.returncode == 0, done.stderr

@@ -1,6 +1,7 @@
 import pytest
 
 from tests.scheduler.cases import PROFILE, regions
+from wantrain.scheduler.cost_model import memory_terms
 from wantrain.scheduler.draft import Drafter
 from wantrain.scheduler.lanes import make_deck
 from wantrain.scheduler.network import make_network
@@ -8,6 +9,7 @@ from wantrain.scheduler.playing import Objective, Player
 from wantrain.scheduler.problem import Request
 from wantrain.scheduler.search import Candidate, Searcher
 from wantrain.topology import Topology
+from wantrain.units import format_bytes
 
 
 def prepared(topology: Topology, objective: Objective | None = None) -> tuple[Player, Candidate]:
@@ -35,9 +37,9 @@ def test_the_worst_shortage_is_told_with_both_figures() -> None:
     player, candidate = prepared(regions({"a": 2}, memory="2 MB"))
     assert player.best_depths(candidate) is None
     plan = player.drafter.plan(candidate.placement, (1, 1))
-    assert (player.shortage(plan) or "").endswith(
-        "(has 2 MB); add a worker, raise num_stages, or lower microbatch_size"
-    )
+    said = player.shortage(plan) or ""
+    most = max(memory_terms(plan, PROFILE, 0).values())
+    assert f"(has 2 MB), {format_bytes(most)} of it for " in said
 
 
 def test_the_seconds_of_a_plan_are_those_of_its_prediction() -> None:

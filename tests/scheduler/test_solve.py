@@ -60,7 +60,7 @@ def test_uneven_lanes_give_uneven_microbatch_counts() -> None:
 def test_a_worker_without_enough_memory_is_named_with_both_figures() -> None:
     small = two_sites()
     workers = tuple(worker.model_copy(update={"memory_bytes": 1_000_000}) for worker in small.workers)
-    with pytest.raises(PlanError, match=r"stage \d needs .* on worker '.*' \(has 1 MB\); add a worker"):
+    with pytest.raises(PlanError, match=r"stage \d needs .* \(has 1 MB\), 6.29 MB of it for channels; add"):
         make_plan(small.model_copy(update={"workers": workers}), PROFILE, batch_size=8, num_stages=2)
 
 

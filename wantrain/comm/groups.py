@@ -13,7 +13,7 @@ import socket
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,6 +45,10 @@ class Membership(ABC):
         """
 
     @abstractmethod
+    def expect_exchange(self, num_values: int, awaited: str = "values") -> None:
+        """Say early that the next exchange is of so many values, so that none has to wait until it is asked for."""
+
+    @abstractmethod
     def gather(self, value: Any, timeout_s: float) -> list[Any]:
         """Return the plain value of every rank, in order: for what is small and rare."""
 
@@ -58,6 +62,14 @@ class Membership(ABC):
     @abstractmethod
     def leave(self, timeout_s: float) -> None:
         """End together with all other ranks."""
+
+
+class _Expected(NamedTuple):
+    """An exchange whose receives are posted: its tag, a row for each rank, and the receives by rank."""
+
+    tag: int
+    rows: list[Tensor]
+    receiving: list[tuple[int, Work]]
 
 
 class TorchMembership(Membership):
@@ -78,19 +90,25 @@ class TorchMembership(Membership):
         self.world_size = world_size
         self.address = address
         self._num_exchanges = 0
+        self._expected: _Expected | None = None
         self._num_gathers = 0
         self._names = [f"worker '{name}'" for name in names] or [f"rank {one}" for one in range(world_size)]
         self._group = _connect(store, rank, world_size, address, timeout_s)
 
     def all_exchange(self, values: Sequence[float], timeout_s: float, awaited: str = "values") -> list[list[float]]:
-        """Send straight to every other rank: it takes one latency. A time-out ends the membership's connections."""
-        tag = self._num_exchanges
-        self._num_exchanges += 1
+        """Send straight to every other rank; a time-out ends the membership's connections.
+
+        It takes one latency where `expect_exchange` was called in time, else up to three: gloo sends nothing before it
+        has heard that it is awaited.
+        """
+        if self._expected is None:
+            self.expect_exchange(len(values), awaited)
+        tag, rows, receiving = self._expected_now()
         own = torch.tensor([len(values), *values], dtype=torch.float64)
-        rows = [own if rank == self.rank else torch.zeros_like(own) for rank in range(self.world_size)]
-        others = [rank for rank in range(self.world_size) if rank != self.rank]
-        receiving = [(rank, self._start(rank, tag, rows[rank], awaited, is_send=False)) for rank in others]
-        sending = [(rank, self._start(rank, tag, own, awaited, is_send=True)) for rank in others]
+        if len(own) != len(rows[self.rank]):
+            raise ChannelError(f"{len(values)} {awaited} are exchanged where {len(rows[self.rank]) - 1} were expected")
+        rows[self.rank].copy_(own)
+        sending = [(rank, self._start(rank, tag, own, awaited, is_send=True)) for rank, _ in receiving]
         for rank, work in receiving + sending:
             _wait(work, self._names[rank], timeout_s, awaited)
         for rank, row in enumerate(rows):
@@ -99,6 +117,22 @@ class TorchMembership(Membership):
                     f"{self._names[rank]} sent {int(row[0])} {awaited} (expected {len(values)}); use one version"
                 )
         return [row[1:].tolist() for row in rows]
+
+    def expect_exchange(self, num_values: int, awaited: str = "values") -> None:
+        """Let the others know that this rank is ready to receive; they wait for it before they send."""
+        if self._expected is not None:
+            return
+        tag = self._num_exchanges
+        self._num_exchanges += 1
+        rows = [torch.zeros(1 + num_values, dtype=torch.float64) for _ in range(self.world_size)]
+        others = [rank for rank in range(self.world_size) if rank != self.rank]
+        receiving = [(rank, self._start(rank, tag, rows[rank], awaited, is_send=False)) for rank in others]
+        self._expected = _Expected(tag, rows, receiving)
+
+    def _expected_now(self) -> _Expected:
+        expected, self._expected = self._expected, None
+        assert expected is not None
+        return expected
 
     def gather(self, value: Any, timeout_s: float) -> list[Any]:
         """Leave the value in the store and take everyone's."""

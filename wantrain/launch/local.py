@@ -31,7 +31,7 @@ from wantrain.errors import ConfigError, EmulationError, RunError, UserError, Wa
 from wantrain.fact import read_json, write_text
 from wantrain.launch.progress import Progress
 from wantrain.launch.torchrun import MASTER_PORT, single_host_argv, train_argv, with_this_python, worker_argv
-from wantrain.netem.check import check_network
+from wantrain.netem.check import RATE_TOLERANCE, check_network
 from wantrain.netem.commands import INTERFACE
 from wantrain.netem.emulate import EmulatedNetwork, machine_commands
 from wantrain.netem.sandbox import die_with_parent, enter_sandbox, inside_sandbox, why_no_sandbox
@@ -76,7 +76,8 @@ def run(args: argparse.Namespace) -> int:
 def _enter(run_directory: RunDirectory, args: argparse.Namespace) -> NoReturn:
     """Become the sandbox; this process's id stays, so that killing it takes everything down."""
     inside = [sys.executable, "-m", "wantrain", "launch", args.config, "--inside", str(run_directory.path)]
-    inside += ["--dilation", str(args.dilation)] + (["--resume"] if args.resume else [])
+    inside += ["--dilation", str(args.dilation), "--rate-tolerance", str(100 * args.rate_tolerance)]
+    inside += ["--resume"] if args.resume else []
     enter_sandbox(inside)
 
 
@@ -84,6 +85,8 @@ def prepare(args: argparse.Namespace) -> RunDirectory:
     """Read and check everything that can be wrong before anything starts; write the run directory."""
     if args.no_emulation and args.dilation != 1:
         raise ConfigError("--dilation slows the emulated network; it can't go with --no-emulation")
+    if args.no_emulation and args.rate_tolerance != RATE_TOLERANCE:
+        raise ConfigError("--rate-tolerance judges the emulated network; it can't go with --no-emulation")
     config = load_config(args.config, args.data, args.topology)
     run = RunDirectory(args.run_dir or f"runs/{config.name}-{datetime.now():%Y%m%d-%H%M%S}")
     job = resolve(config, args.plan)
@@ -110,7 +113,7 @@ def _watch(run: RunDirectory, args: argparse.Namespace) -> int:
     with ExitStack() as undo:
         network = undo.enter_context(EmulatedNetwork(topology, args.dilation)) if inside_sandbox() else None
         if network is not None:
-            _measure(network, run)
+            _measure(network, run, args.rate_tolerance)
         workers = undo.enter_context(_started(run, plan, topology, network, args))
         steps = CheckpointFolder(run.checkpoints).steps() if args.resume else []
         interrupted = _follow(run, plan, config, workers, network, steps[0] if steps else 0)
@@ -138,11 +141,9 @@ def _sum_up(run: RunDirectory, config: RunConfig, plan: Plan, dilation: float) -
     )
 
 
-def _measure(network: EmulatedNetwork, run: RunDirectory) -> None:
+def _measure(network: EmulatedNetwork, run: RunDirectory, rate_tolerance: float) -> None:
     """Hold the network against what was asked before anything depends on it."""
-    check = check_network(network)
-    if not check.rates_are_right:  # a machine that was busy for a moment gets a second chance
-        check = check_network(network)
+    check = check_network(network, rate_tolerance=rate_tolerance)
     links = [
         LinkMeasurement(**{name: getattr(link, name) for name in LinkMeasurement.model_fields}) for link in check.links
     ]

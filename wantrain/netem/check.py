@@ -22,7 +22,7 @@ from wantrain.units import format_bandwidth, format_time
 RATE_TOLERANCE = 0.05
 LATENCY_TOLERANCE = 0.05
 LATENCY_TOLERANCE_S = 1e-3
-"""A latency is right within 1 ms or 5 %, a rate within 5 %."""
+"""A latency is right within 1 ms or 5 %, a rate within 5 % unless the user accepts less."""
 
 _LEAST_WARM_UP_S, _WARM_UP_RTTS = 1.0, 20
 """Chosen: slow start takes log2 of the window round trips (10 for 1 Gbit/s at 20 ms), and BBR ten more to settle."""
@@ -55,16 +55,17 @@ class LinkCheck:
     asked_loss: float = 0.0
     measured_loss: float = 0.0
     was_shared: bool = False
+    rate_tolerance: float = RATE_TOLERANCE
 
     @property
     def rate_is_right(self) -> bool:
-        """Whether the rate is within 5 %; only shown, not judged, where TCP decides it.
+        """Whether the rate is within the tolerance; only shown, not judged, where TCP decides it.
 
         That is on links that lose or reorder, and where other busy pairs shared a limit on the way.
         """
         if self.was_shared or self.asked_loss or self.asked_jitter_s:
             return True
-        return _near(self.measured_bytes_per_s, self.asked_bytes_per_s)
+        return _near(self.measured_bytes_per_s, self.asked_bytes_per_s, self.rate_tolerance)
 
     @property
     def latency_is_right(self) -> bool:
@@ -80,11 +81,12 @@ class UplinkCheck:
     worker: str
     asked_bytes_per_s: float
     measured_bytes_per_s: float
+    rate_tolerance: float = RATE_TOLERANCE
 
     @property
     def rate_is_right(self) -> bool:
-        """Whether the rate is within 5 %."""
-        return _near(self.measured_bytes_per_s, self.asked_bytes_per_s)
+        """Whether the rate is within the tolerance."""
+        return _near(self.measured_bytes_per_s, self.asked_bytes_per_s, self.rate_tolerance)
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class NetworkCheck:
 
     @property
     def rates_are_right(self) -> bool:
-        """Whether every rate is within 5 %."""
+        """Whether every rate is within the tolerance."""
         return all(link.rate_is_right for link in self.links) and all(up.rate_is_right for up in self.uplinks)
 
     def raise_if_rate_is_wrong(self) -> None:
@@ -144,15 +146,22 @@ class NetworkCheck:
 
 
 def check_network(
-    network: EmulatedNetwork, *, all_pairs: bool = False, progress: Callable[[str], None] = lambda _: None
+    network: EmulatedNetwork,
+    *,
+    all_pairs: bool = False,
+    rate_tolerance: float = RATE_TOLERANCE,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> NetworkCheck:
-    """Measure every ordered pair of a standing network, in rounds of disjoint pairs or with all pairs busy at once."""
-    return _Measurement(network, progress).run(all_pairs)
+    """Measure every ordered pair of a standing network, in rounds of disjoint pairs or with all pairs busy at once.
+
+    A rate that is off by more than `rate_tolerance`, a share of what was asked, counts as wrong.
+    """
+    return _Measurement(network, rate_tolerance, progress).run(all_pairs)
 
 
 class _Measurement:
-    def __init__(self, network: EmulatedNetwork, progress: Callable[[str], None]) -> None:
-        self._network, self._progress = network, progress
+    def __init__(self, network: EmulatedNetwork, rate_tolerance: float, progress: Callable[[str], None]) -> None:
+        self._network, self._rate_tolerance, self._progress = network, rate_tolerance, progress
         self._topology, self._dilation = network.topology, network.dilation
         self._pairs = [(a.name, b.name) for a, b, _ in self._topology.pairs()]
 
@@ -221,9 +230,9 @@ class _Measurement:
                 asked = PAYLOAD_SHARE * fan_out_bytes_per_s(self._topology, worker.name)
                 sent = sum(self._measure(fan).values())
                 for _ in range(_MOST_REPEATS):
-                    if not _near(sent, asked):
+                    if not _near(sent, asked, self._rate_tolerance):
                         sent = _nearer(sent, sum(self._measure(fan, _PATIENCE).values()), asked)
-                yield UplinkCheck(worker.name, asked, sent)
+                yield UplinkCheck(worker.name, asked, sent, self._rate_tolerance)
 
     def _asked(self, pair: Pair) -> float:
         return self._topology.payload_bytes_per_s(*pair)
@@ -236,7 +245,8 @@ class _Measurement:
         latency = (link.latency_s, delays.latency_s / self._dilation)
         jitter = (link.jitter_s, delays.jitter_s / self._dilation)
         shared = all_pairs and is_shared(self._topology, pair)
-        return LinkCheck(*pair, self._asked(pair), rate, *latency, *jitter, link.loss, delays.loss, shared)
+        unsteady = (*jitter, link.loss, delays.loss)
+        return LinkCheck(*pair, self._asked(pair), rate, *latency, *unsteady, shared, self._rate_tolerance)
 
 
 def disjoint_rounds(topology: Topology) -> list[list[Pair]]:
@@ -283,8 +293,8 @@ def _share(check: LinkCheck | UplinkCheck) -> float:
     return check.measured_bytes_per_s / check.asked_bytes_per_s
 
 
-def _near(measured: float, asked: float) -> bool:
-    return abs(measured - asked) <= RATE_TOLERANCE * asked
+def _near(measured: float, asked: float, tolerance: float) -> bool:
+    return abs(measured - asked) <= tolerance * asked
 
 
 def _nearer(first: float, second: float, asked: float) -> float:

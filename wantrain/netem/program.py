@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, _terminate)
     with EmulatedNetwork(topology, args.dilation) as network:
         if args.check:
-            _check(network, args.all_pairs, args.json)
+            _check(network, args.all_pairs, args.rate_tolerance, args.json)
         return _run_command(network, args.command, args.only) if args.command else 0
 
 
@@ -77,9 +77,9 @@ def _print_commands(topology: Topology, dilation: float, as_json: bool) -> None:
         print("ip netns exec", worker, *argv, "&")
 
 
-def _check(network: EmulatedNetwork, all_pairs: bool, as_json: bool) -> None:
+def _check(network: EmulatedNetwork, all_pairs: bool, rate_tolerance: float, as_json: bool) -> None:
     show = _progress_line() if sys.stderr.isatty() else lambda _: None
-    check = check_network(network, all_pairs=all_pairs, progress=show)
+    check = check_network(network, all_pairs=all_pairs, rate_tolerance=rate_tolerance, progress=show)
     show("")
     print(json.dumps(check.as_json()) if as_json else "\n".join(check_lines(check)), flush=True)
     check.raise_if_wrong()

@@ -28,7 +28,7 @@ from collections.abc import Sequence
 from wantrain.codec_spec import parse_codec
 from wantrain.plan import Plan, Prediction
 from wantrain.profile import LayerProfile, ModelProfile
-from wantrain.scheduler.simulator import Workload, simulate
+from wantrain.scheduler.simulator import Workload, simulate_step
 from wantrain.timeline import Timeline
 from wantrain.topology import Topology
 from wantrain.wire import Transport, payload_bytes
@@ -87,6 +87,7 @@ def make_workload(plan: Plan, topology: Topology, profile: ModelProfile) -> Work
         backward_encode_s=backward_coding_s[0],
         backward_decode_s=backward_coding_s[1],
         bucket_coding_s=tuple(_bucket_coding_s(plan, topology, stage) for stage in stages),
+        agrees=True,
     )
 
 
@@ -131,26 +132,32 @@ def _window_bytes(transports: Sequence[Transport]) -> int:
 
 def memory_bytes(plan: Plan, profile: ModelProfile, rank: int) -> int:
     """Return what a rank needs at most, the process itself apart (formula above)."""
+    return sum(memory_terms(plan, profile, rank).values())
+
+
+def memory_terms(plan: Plan, profile: ModelProfile, rank: int) -> dict[str, int]:
+    """Return the terms of what a rank needs, in bytes, named as an error names them."""
     stage, replica = plan.stage_of(rank), plan.replica_of(rank)
     depths = [one.max_in_flight for one in plan.stages]
-    total = (2 + ADAMW_STATES) * _parameter_bytes(plan, profile, stage)
+    weights = _parameter_bytes(plan, profile, stage)
     stored = [layer.stored_bytes for layer in stage_layers(plan, profile, stage)]
-    total += depths[stage] * sum(stored) + max(stored)
-    if stage + 1 < plan.num_stages:
-        forward, backward = boundary_bytes(plan, profile, stage)
-        total += depths[stage] * (forward + backward)
-        total += _window_bytes([plan.boundaries[stage].transports[replica]] * 2)
-    if stage > 0:
-        forward, backward = boundary_bytes(plan, profile, stage - 1)
-        total += depths[stage - 1] * (forward + backward)
-        total += _window_bytes([plan.boundaries[stage - 1].transports[replica]] * 2)
+    payloads = staging = 0
+    for boundary in range(max(0, stage - 1), min(stage + 1, plan.num_stages - 1)):
+        payloads += depths[boundary] * sum(boundary_bytes(plan, profile, boundary))
+        staging += _window_bytes([plan.boundaries[boundary].transports[replica]] * 2)
+    states = (2 + ADAMW_STATES) * weights
     others = len(plan.replicas) - 1
     if others:
-        weights = _parameter_bytes(plan, profile, stage)
-        total += 4 * min(plan.bucket_bytes, weights)
-        total += weights if parse_codec(plan.gradient_codec).has_feedback else 0
-        total += _window_bytes([plan.gradient_transport] * others)
-    return total + (plan.buffer_bytes if _remembers(plan, stage) else 0)
+        payloads += 4 * min(plan.bucket_bytes, weights)
+        states += weights if parse_codec(plan.gradient_codec).has_feedback else 0
+        staging += _window_bytes([plan.gradient_transport] * others)
+    return {
+        "weights, gradients and the optimizer": states,
+        "activations": depths[stage] * sum(stored) + max(stored),
+        "payloads": payloads,
+        "channels": staging,
+        "message buffers": plan.buffer_bytes if _remembers(plan, stage) else 0,
+    }
 
 
 def _remembers(plan: Plan, stage: int) -> bool:
@@ -162,11 +169,10 @@ def _remembers(plan: Plan, stage: int) -> bool:
 def predict(plan: Plan, topology: Topology, profile: ModelProfile) -> tuple[Prediction, Timeline]:
     """Play the plan in virtual time and sum up where the step goes."""
     workload = make_workload(plan, topology, profile)
-    timeline = simulate(plan, topology, workload)
+    step_s, timeline = simulate_step(plan, topology, workload)
     compute = timeline.compute_by_rank()
     slowest = max(range(plan.world_size), key=lambda rank: compute[rank])
     ideal_s = max(_ideal_s(plan, workload, replica) for replica in range(len(plan.replicas)))
-    step_s = timeline.span_s
     return (
         Prediction(
             step_s=step_s,

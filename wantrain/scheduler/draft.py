@@ -86,6 +86,7 @@ class Drafter:
                 "gradient_transport": self._gradient_transport(rows),
                 "bucket_bytes": bucket_bytes_for(request, placement.num_stages, len(rows)),
                 "max_codec_error": request.max_codec_error,
+                "buffer_bytes": request.buffer_bytes,
                 "under_way_bytes": self._under_way_bytes(rows),
             },
             PlanError,

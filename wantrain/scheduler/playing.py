@@ -11,13 +11,22 @@ from collections.abc import Callable, Sequence
 
 from wantrain.plan import Plan
 from wantrain.profile import ModelProfile
-from wantrain.scheduler.cost_model import make_workload, memory_bytes, predict
+from wantrain.scheduler.cost_model import make_workload, memory_bytes, memory_terms, predict
 from wantrain.scheduler.draft import Drafter
 from wantrain.scheduler.search import Candidate
 from wantrain.scheduler.simulator import step_s
 from wantrain.topology import Topology
 from wantrain.units import format_bytes
 from wantrain.wire import Transport
+
+_REMEDIES = {
+    "weights, gradients and the optimizer": "add a worker, or raise num_stages",
+    "activations": "lower microbatch_size or max_in_flight, or add a worker",
+    "payloads": "lower microbatch_size or max_in_flight, or give a codec with fewer bits",
+    "channels": "add memory: long fast links need so much under way",
+    "message buffers": "lower 'ram' under [buffers]",
+}
+"""By what takes most of the memory: what to do about it."""
 
 SAME_WITHIN = 1.01
 """Depths whose step times differ by less count as equal: chosen, below what a measurement tells apart."""
@@ -90,13 +99,15 @@ class Player:
         for rank, (name, needs) in enumerate(zip(plan.workers, self._needs(plan), strict=True)):
             has = self._topology.worker(name).memory_bytes
             if needs > has:
-                stage = plan.stage_of(rank)
-                text = f"needs {format_bytes(needs)} on worker '{name}' (has {format_bytes(has)})"
-                lacks.append((has / needs, stage, text))
+                lacks.append((has / needs, rank))
         if not lacks:
             return None
-        _, stage, text = min(lacks)
-        return f"stage {stage} {text}; add a worker, raise num_stages, or lower microbatch_size"
+        share, rank = min(lacks)
+        terms = memory_terms(plan, self._profile, rank)
+        most, needs = max(terms, key=lambda term: terms[term]), sum(terms.values())
+        who = f"stage {plan.stage_of(rank)} needs {format_bytes(needs)} on worker '{plan.workers[rank]}'"
+        part = f"{format_bytes(terms[most])} of it for {most}"
+        return f"{who} (has {format_bytes(round(share * needs))}), {part}; {_REMEDIES[most]}"
 
     def size_of(self, plan: Plan) -> int:
         """Return how many things happen in a step: actions, payloads and pieces of gradients."""

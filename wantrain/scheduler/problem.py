@@ -147,6 +147,8 @@ class Request:
     bucket_bytes: int | None = None
     """None: by the number of replicas, see `bucket_bytes_for`."""
     max_codec_error: float | None = None
+    buffer_bytes: int = 0
+    """What message buffers may take of a worker's memory."""
     pinned: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -161,9 +163,11 @@ def make_problem(
     least = request.max_in_flight or (every,) * num_stages
     bucket_bytes = bucket_bytes_for(request, num_stages, num_replicas)
     feedback = num_replicas > 1 and parse_codec(request.gradient_codec).has_feedback
+    remembers = num_stages > 1 and parse_codec(request.forward_codec).remembers
+    buffer_bytes = request.buffer_bytes if remembers else 0
     return Problem(
         s_per_flop=[1 / speed for speed in network.speed],
-        memory=list(network.memory),
+        memory=[has - buffer_bytes for has in network.memory],
         class_of=list(network.class_of),
         kind_of=list(network.kind_of),
         site_of=list(network.site_of),

@@ -37,7 +37,7 @@ Columns = dict[tuple[int, int], Any]
 """Of the script's tables, by table and number."""
 
 
-class _Ground(NamedTuple):
+class Ground(NamedTuple):
     """A topology's workers by number; seconds per byte are zero where nothing limits."""
 
     number_of: dict[str, int]
@@ -66,10 +66,10 @@ class _Same:
 
 
 @functools.lru_cache(maxsize=8)
-def _ground(key: _Same) -> _Ground:
+def _ground(key: _Same) -> Ground:
     network = make_network(key.topology, [worker.name for worker in key.topology.workers])
     shape = (network.num_classes, network.num_classes)
-    return _Ground(
+    return Ground(
         number_of={name: number for number, name in enumerate(network.names)},
         class_of=np.array(network.class_of),
         site_of=np.array(network.site_of),
@@ -80,6 +80,11 @@ def _ground(key: _Same) -> _Ground:
         s_per_byte=np.array(network.s_per_byte).reshape(shape),
         latency_s=np.array(network.latency_s).reshape(shape),
     )
+
+
+def ground(topology: Topology) -> Ground:
+    """Return a topology as arrays."""
+    return _ground(_Same(topology))
 
 
 class Lanes(NamedTuple):
@@ -133,25 +138,25 @@ def way_columns(plan: Plan, topology: Topology, lanes: Lanes) -> tuple[int, Colu
 
     Lines are numbered: uplinks and downlinks of workers, those of sites, then one for each link.
     """
-    ground = _ground(_Same(topology))
+    known = ground(topology)
     for name in plan.workers:
         topology.worker(name)
-    workers = np.array([ground.number_of[name] for name in plan.workers])
+    workers = np.array([known.number_of[name] for name in plan.workers])
     a, b = workers[lanes.source], workers[lanes.target]
-    sites = ground.site_of[a], ground.site_of[b]
-    num_workers, num_sites = len(ground.up), len(ground.site_up)
+    sites = known.site_of[a], known.site_of[b]
+    num_workers, num_sites = len(known.up), len(known.site_up)
     leaves = sites[0] != sites[1]
-    link_s = ground.s_per_byte[ground.class_of[a], ground.class_of[b]]
+    link_s = known.s_per_byte[known.class_of[a], known.class_of[b]]
     lines = [
         (2 * num_workers + 2 * num_sites + np.arange(len(a)), link_s),
-        (a, ground.up[a]),
-        (num_workers + b, ground.down[b]),
-        (2 * num_workers + sites[0], np.where(leaves, ground.site_up[sites[0]], 0.0)),
-        (2 * num_workers + num_sites + sites[1], np.where(leaves, ground.site_down[sites[1]], 0.0)),
+        (a, known.up[a]),
+        (num_workers + b, known.down[b]),
+        (2 * num_workers + sites[0], np.where(leaves, known.site_up[sites[0]], 0.0)),
+        (2 * num_workers + num_sites + sites[1], np.where(leaves, known.site_down[sites[1]], 0.0)),
     ]
     return 2 * num_workers + 2 * num_sites + len(a), {
         (WAYS, LINE_OF): np.array([np.where(pace > 0, line, -1) for line, pace in lines], dtype=np.int64).T.ravel(),
         (WAYS, PACE): np.array([pace for _, pace in lines], dtype=float).T.ravel(),
         (LANES, S_PER_BYTE): link_s,
-        (LANES, LATENCY_S): ground.latency_s[ground.class_of[a], ground.class_of[b]],
+        (LANES, LATENCY_S): known.latency_s[known.class_of[a], known.class_of[b]],
     }

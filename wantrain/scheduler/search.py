@@ -14,11 +14,13 @@ the plan for itself comes to the same one.
 
 from __future__ import annotations
 
+import math
 import random
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from wantrain.errors import PlanError
 from wantrain.scheduler.draft import Placement
@@ -80,6 +82,14 @@ class Candidate:
         return Placement(tuple(row for row, _ in ordered), tuple(self.state.cuts), tuple(own for _, own in ordered))
 
     @property
+    def kind(self) -> tuple[tuple[tuple[tuple[int, ...], int], ...], tuple[int, ...]]:
+        """Return what tells the placement from others when workers that are alike are exchanged at will."""
+        width, kind_of = self.problem.num_stages, self.problem.kind_of
+        kinds = [kind_of[w] for w in self.state.cells[: width * self.problem.num_replicas]]
+        rows = [tuple(kinds[at : at + width]) for at in range(0, len(kinds), width)]
+        return tuple(sorted(zip(rows, self.units, strict=True))), tuple(self.state.cuts)
+
+    @property
     def limit(self) -> list[int]:
         """Return how deep memory lets each stage run ahead, by estimate."""
         return [int(depth) for depth in self.state.limit]
@@ -102,12 +112,18 @@ class Searcher:
         self._problems: dict[tuple[int, int], Problem] = {}
         self._arrays: dict[tuple[int, int, int, float], Problem] = {}
         self._flops = [layer.forward_flops + layer.backward_flops for layer in request.profile.layers]
+        self._num_layers = len(self._flops)
         self._even: dict[int, list[int]] = {}
 
     @property
     def num_changes(self) -> int:
-        """Changes to try in all: chosen so that a dozen workers take less than a second."""
-        return 8000 if self._is_plain else min(40_000 + 900 * self.network.num_workers, 330_000)
+        """Changes to try in all: chosen so that a dozen workers take about a second, and few placements little."""
+        if not self._is_plain:
+            return min(40_000 + 900 * self.network.num_workers, 330_000)
+        alike = Counter(self.network.kind_of).values()
+        orders = math.factorial(self.network.num_workers) // math.prod(map(math.factorial, alike))
+        most_cuts = math.comb(self._num_layers - 1, min(self._num_layers, self.network.num_workers) // 2)
+        return min(8000, 200 + 10 * orders * most_cuts)
 
     def price(self, problem: Problem, state: State) -> float:
         """Estimate a placement; fills in its state."""
@@ -338,10 +354,10 @@ def _firsts(ranked: Iterable[Candidate], seen: set[tuple[int, int]]) -> list[Can
 
 
 def _different(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """Return the candidates, best first, each placement once."""
-    once: dict[Placement, Candidate] = {}
+    """Return the candidates, best first, each once; exchanging workers that are alike makes no other one."""
+    once: dict[Any, Candidate] = {}
     for one in sorted(candidates, key=_price):
-        once.setdefault(one.placement, one)
+        once.setdefault(one.kind, one)
     return list(once.values())
 
 

@@ -22,10 +22,13 @@ import functools
 import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from wantrain.plan import Plan
+from wantrain.scheduler.agreement import Agreement
 from wantrain.scheduler.disturbance import CALM, Disturbance, StandstillError
 from wantrain.scheduler.layout import lay_out
 from wantrain.scheduler.native import compiled
@@ -47,7 +50,10 @@ from wantrain.scheduler.script import (
     RANK_AT,
     RANKS,
     RECORDS,
+    SECONDS,
     START_S,
+    STEP,
+    WAITING_SINCE_S,
     WHAT,
     Script,
 )
@@ -55,7 +61,7 @@ from wantrain.scheduler.workload import Workload
 from wantrain.timeline import Event, EventKind, Timeline
 from wantrain.topology import Topology
 
-__all__ = ["Workload", "simulate", "step_s"]
+__all__ = ["Workload", "simulate", "simulate_step", "step_s"]
 
 _EVENT_KINDS: tuple[EventKind, ...] = ("forward", "backward", "reduce", "step", "wait", "send", "encode", "decode")
 
@@ -95,13 +101,40 @@ def simulate(plan: Plan, topology: Topology, workload: Workload, disturbance: Di
 
     Raises StandstillError where the step never ends, and PlanError where the disturbance doesn't fit the plan.
     """
+    return simulate_step(plan, topology, workload, disturbance)[1]
+
+
+def simulate_step(
+    plan: Plan, topology: Topology, workload: Workload, disturbance: Disturbance = CALM
+) -> tuple[float, Timeline]:
+    """Play one step and return also how long it takes when such steps follow each other.
+
+    That is less than the timeline's span by what the last ranks to hear of the agreement lag behind the first stage.
+    """
     script = _played(plan, topology, workload, disturbance, is_recorded=True)
-    return Timeline("predicted", plan.workers, _events(plan.workers, script))
+    ends = _ends(plan, topology, workload, script)
+    return ends.step_s, Timeline("predicted", plan.workers, _events(plan.workers, script, ends.updated_s))
 
 
 def step_s(plan: Plan, topology: Topology, workload: Workload, disturbance: Disturbance = CALM) -> float:
-    """Return how long the step takes, as `simulate` plays it, without a list of what happened."""
-    return float(_played(plan, topology, workload, disturbance, is_recorded=False).floats[FINISH_S])
+    """Return how long the step takes, as `simulate_step` plays it, without a list of what happened."""
+    return _ends(plan, topology, workload, _played(plan, topology, workload, disturbance, is_recorded=False)).step_s
+
+
+class _Ends(NamedTuple):
+    step_s: float
+    updated_s: NDArray[np.float64] | None
+    """When each rank's update is through; None where they don't wait for each other."""
+
+
+def _ends(plan: Plan, topology: Topology, workload: Workload, script: Script) -> _Ends:
+    """Return how a step that was played ends: by itself, or by the agreement of all ranks."""
+    if not workload.agrees:
+        return _Ends(float(script.floats[FINISH_S]), None)
+    update_s = script.column(ACTIONS, SECONDS, is_float=True)[script.column(RANKS, END_ACTION) - 1]
+    ready_s = script.column(RANKS, WAITING_SINCE_S, is_float=True) - update_s  # the update is a rank's last action
+    agreement = Agreement(plan, topology)
+    return _Ends(agreement.period_s(ready_s, update_s), agreement.agreed_s(ready_s) + update_s)
 
 
 def _played(
@@ -114,11 +147,15 @@ def _played(
     return script
 
 
-def _events(workers: tuple[str, ...], script: Script) -> tuple[Event, ...]:
-    """Return what was recorded, sorted by start."""
+def _events(workers: tuple[str, ...], script: Script, updated_s: NDArray[np.float64] | None) -> tuple[Event, ...]:
+    """Return what was recorded, sorted by start; updates end when the ranks' agreement lets them."""
     names = (*workers, "")  # -1: nobody
     count = script.ints[NUM_RECORDS]
     start_s, end_s = (script.column(RECORDS, column, count, is_float=True) for column in (START_S, END_S))
+    if updated_s is not None:
+        updates = np.flatnonzero(script.column(RECORDS, WHAT, count) == STEP)
+        end_s = np.array(end_s)
+        end_s[updates] = updated_s[script.column(RECORDS, RANK_AT, count)[updates]]
     order = np.argsort(start_s, kind="stable")
     rank, kind, microbatch, peer, num_bytes = (
         script.column(RECORDS, column, count)[order].tolist() for column in (RANK_AT, WHAT, ITEM_AT, PEER, BYTES)

@@ -63,6 +63,7 @@ class Choices(TypedDict, total=False):
     gradient_codec: str
     bucket_bytes: int | None
     max_codec_error: float | None
+    buffer_bytes: int
     pinned: Mapping[str, int] | None
     excluded: Collection[str]
     time_limit_s: float | None
@@ -94,6 +95,7 @@ def find_plan(
     gradient_codec: str = "raw:fp32",
     bucket_bytes: int | None = None,
     max_codec_error: float | None = None,
+    buffer_bytes: int = 0,
     pinned: Mapping[str, int] | None = None,
     excluded: Collection[str] = (),
     time_limit_s: float | None = None,
@@ -118,6 +120,7 @@ def find_plan(
         gradient_codec=gradient_codec,
         bucket_bytes=bucket_bytes,
         max_codec_error=max_codec_error,
+        buffer_bytes=buffer_bytes,
         pinned=dict(pinned or {}),
     )
     until_s = None if time_limit_s is None else time.monotonic() + time_limit_s

@@ -29,3 +29,5 @@ class Workload:
     backward_encode_s: tuple[float, ...] = ()
     backward_decode_s: tuple[float, ...] = ()
     bucket_coding_s: tuple[float, ...] = ()
+    agrees: bool = False
+    """Whether every rank hears every other's gradient norm before its update, as the trainer does."""

@@ -44,8 +44,21 @@ def load_topology(given: str) -> Topology:
 
 
 def profile_of(config: RunConfig) -> ModelProfile:
-    """Return the counted cost of the run file's model."""
-    return gpt_profile(config.model, config.training.microbatch_size)
+    """Return what the run file's model costs: as it was measured, or else counted.
+
+    Raises ConfigError where what was measured is another model, or other microbatches.
+    """
+    size, path = config.training.microbatch_size, config.parallel.profile
+    if path is None:
+        return gpt_profile(config.model, size)
+    profile = ModelProfile.load(path)
+    profile.require(config.model)
+    if profile.microbatch_size != size:
+        raise ConfigError(
+            f"{path} is of microbatches of {profile.microbatch_size} (the run file has {size});"
+            f" measure with --microbatch-size {size}"
+        )
+    return profile
 
 
 def plan_for(config: RunConfig, topology: Topology) -> Plan:
@@ -66,7 +79,14 @@ def plan_for(config: RunConfig, topology: Topology) -> Plan:
         gradient_codec=parallel.gradient_codec,
         bucket_bytes=parallel.bucket_bytes,
         max_codec_error=parallel.max_codec_error,
+        buffer_bytes=_buffer_bytes(config, topology),
     )
+
+
+def _buffer_bytes(config: RunConfig, topology: Topology) -> int:
+    """Return what message buffers may take of the memory that the topology speaks of: the host's, or the devices'."""
+    is_host = any(worker.device == "cpu" for worker in topology.workers)
+    return config.buffers.ram_bytes if is_host else config.buffers.device_bytes
 
 
 def check_plan(config: RunConfig, plan: Plan) -> None:

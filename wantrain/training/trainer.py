@@ -29,6 +29,9 @@ from wantrain.plan import Plan
 from wantrain.run_directory import LinkTraffic
 from wantrain.training.quantized_adam import QuantizedAdam
 
+_NUM_AGREED = 2
+"""What ranks tell each other beside gradient norms: whether to stop, and their part of the loss."""
+
 LayerFactory = Callable[[int, int], Sequence[nn.Module]]
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
@@ -166,6 +169,7 @@ class Trainer:
         self.recorder.begin_step()
         self.connections.begin_step()
         self._begin_gradients()
+        self.membership.expect_exchange(_NUM_AGREED + self._num_norms)
         self._executor.play(self._microbatches(batch), self.step_number, upcoming)
         self.step_number += 1
         self.step_s = self.recorder.elapsed_s

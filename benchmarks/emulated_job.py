@@ -1,0 +1,199 @@
+"""Run a plan for a few steps on its emulated WAN, a process for each worker; what the measuring benchmarks share.
+
+Layers either sleep for the seconds that the profile says (`EmulatedLayer`, so that eight workers fit on two cores) or
+are a GPT's own (`model`). Pipeline, codecs, gradient reduction, optimizer and network are the real ones in both.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness import stolen_s
+from wantrain.model_config import ModelConfig
+from wantrain.plan import Plan
+from wantrain.profile import ModelProfile
+from wantrain.timeline import Timeline, merge
+from wantrain.topology import Topology
+
+_MASTER_PORT = 29500
+
+
+@dataclass(frozen=True)
+class EmulatedJob:
+    """What to run. Seconds of layers follow from the profile's operations and the topology's speeds."""
+
+    plan: Plan
+    topology: Topology
+    profile: ModelProfile
+    sample_shape: tuple[int, ...]
+    """Of the activation that one sample leaves behind a stage."""
+    steps: int = 7
+    dilation: float = 4.0
+    model: ModelConfig | None = None
+    """A GPT to train in earnest; None: layers sleep."""
+    is_reference: bool = False
+    """Whether codecs run on the reference kernels, as on a machine without the fast ones."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a job gave: seconds of each of rank 0's steps, undilated, and the last step's events."""
+
+    steps_s: list[float]
+    timeline: Timeline
+    stolen: float
+    """Share of the machine's processors that went to other machines meanwhile."""
+
+    @property
+    def settled_s(self) -> list[float]:
+        """The steps without the first two, in which samples may be seen for the first time."""
+        return self.steps_s[2:]
+
+
+def run(job: EmulatedJob) -> Measured:
+    """Run a job to its end; raise CalledProcessError where a worker fails, with its words on standard error."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "job")
+        file.write_bytes(pickle.dumps(job))
+        argv = [sys.executable, "-m", "wantrain.netem.sandbox", "--", sys.executable, str(Path(__file__).resolve())]
+        before = (stolen_s(), os.times().elapsed)
+        subprocess.run([*argv, "--inside", str(file)], check=True)
+        took_s = os.times().elapsed - before[1]
+        said = [json.loads(_answer(file, rank).read_text()) for rank in range(job.plan.world_size)]
+    first_s = min(one["began_at"] for one in said)
+    events = [
+        event._replace(
+            start_s=event.start_s + (one["began_at"] - first_s) / job.dilation,
+            end_s=event.end_s + (one["began_at"] - first_s) / job.dilation,
+        )
+        for one in said
+        for event in Timeline.from_dict(one["timeline"], "a worker's answer").events
+    ]
+    timeline = merge("measured", job.plan.workers, job.steps - 1, events)
+    stolen = (stolen_s() - before[0]) / (os.cpu_count() or 1) / took_s
+    return Measured(said[0]["steps_s"], timeline, stolen)
+
+
+def _job(file: str) -> EmulatedJob:
+    job: EmulatedJob = pickle.loads(Path(file).read_bytes())
+    return job
+
+
+def _answer(file: str | Path, rank: int) -> Path:
+    return Path(file).with_name(f"rank-{rank}.json")
+
+
+def _inside(file: str) -> int:
+    """Inside the sandbox: build the network, start a process for each worker of the plan."""
+    from wantrain.netem.emulate import EmulatedNetwork
+    from wantrain.netem.program import worker_environment
+
+    job = _job(file)
+    plan = job.plan
+    with EmulatedNetwork(job.topology, job.dilation) as network:
+        processes = []
+        for rank, name in enumerate(plan.workers):
+            place = {"RANK": rank, "WORLD_SIZE": plan.world_size, "MASTER_PORT": _MASTER_PORT, "OMP_NUM_THREADS": 1}
+            env = worker_environment(network, name) | {key: str(value) for key, value in place.items()}
+            env["MASTER_ADDR"] = network.address(plan.workers[0])
+            argv = [sys.executable, str(Path(__file__).resolve()), "--work", file]
+            processes.append(network.popen(name, argv, env=env))
+        return max(process.wait() for process in processes)
+
+
+def _work(file: str) -> None:
+    """Be one worker: train, then write the steps and the last one's events beside the job."""
+    import torch
+
+    torch.set_num_threads(1)
+    job, worker = _job(file), os.environ["WANTRAIN_WORKER"]
+    if job.is_reference:
+        use_reference_kernels()
+    trainer = _trainer(job, worker)
+    plan = job.plan
+    per_lane = plan.batch_size // plan.num_lanes
+    own = [lane * per_lane + i for lane in plan.replicas[trainer.replica].lanes for i in range(per_lane)]
+    batch = _batch(job, own)
+    steps_s = []
+    for _ in range(job.steps):
+        trainer.step(batch, own)
+        steps_s.append(trainer.step_s)
+    timeline = merge("measured", plan.workers, job.steps - 1, trainer.recorder.events())
+    began_at = trainer.recorder.wall_clock_s
+    trainer.close()
+    said = {"steps_s": steps_s, "began_at": began_at, "timeline": timeline.to_dict()}
+    _answer(file, trainer.rank).write_text(json.dumps(said))
+
+
+def use_reference_kernels() -> None:
+    """Let codecs in this process find no other backend than the reference."""
+    from wantrain_kernels import backends
+
+    backends.is_available = lambda name: name == "reference"  # type: ignore[assignment]
+
+
+def _trainer(job: EmulatedJob, worker: str) -> Any:
+    from wantrain.models import gpt
+    from wantrain.models.emulated import EmulatedLayer, emulated_loss
+    from wantrain.pipeline.boundary_codecs import CodecSettings
+    from wantrain.training.trainer import Trainer
+
+    flops_per_s = job.topology.worker(worker).flops_per_s
+
+    def asleep(first: int, end: int) -> Sequence[EmulatedLayer]:
+        each_s = [job.dilation / flops_per_s * job.plan.microbatch_size / job.profile.microbatch_size] * (end - first)
+        return [
+            EmulatedLayer(
+                job.sample_shape, layer.forward_flops * s, layer.backward_flops * s, layer.parameter_bytes // 4
+            )
+            for s, layer in zip(each_s, job.profile.layers[first:end], strict=True)
+        ]
+
+    def real(first: int, end: int) -> Any:
+        assert job.model is not None
+        return gpt.build_layers(job.model, first, end, 0)
+
+    return Trainer(
+        asleep if job.model is None else real,
+        job.plan,
+        loss=emulated_loss if job.model is None else gpt.loss,
+        tied=(lambda _: ()) if job.model is None else gpt.tied_parameters,
+        worker=worker,
+        dilation=job.dilation,
+        layers_are_dilated=job.model is None,
+        timeout_s=300.0,
+        codec_settings=CodecSettings(sample_shape=job.sample_shape),
+    )
+
+
+def _batch(job: EmulatedJob, samples: Sequence[int]) -> Any:
+    """Return the samples' tokens: any, for layers that sleep; else random ones, the same in every step."""
+    import torch
+
+    from wantrain.training.trainer import Batch
+
+    if job.model is None:
+        nothing = torch.zeros(len(samples), 1, dtype=torch.int64)
+        return Batch(list(samples), nothing, nothing)
+    generator = torch.Generator().manual_seed(0)
+    shape = (job.plan.batch_size, job.model.seq_len + 1)
+    tokens = torch.randint(job.model.vocab_size, shape, generator=generator)[list(samples)]
+    return Batch(list(samples), tokens[:, :-1], tokens[:, 1:])
+
+
+if __name__ == "__main__":
+    import emulated_job  # what a job was pickled as, not this script
+
+    what, path = sys.argv[1:]
+    if what == "--inside":
+        sys.exit(emulated_job._inside(path))
+    emulated_job._work(path)

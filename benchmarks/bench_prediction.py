@@ -27,6 +27,7 @@ from wantrain.errors import TopologyError
 from wantrain.model_config import ModelConfig
 from wantrain.profile import LayerProfile, ModelProfile
 from wantrain.scheduler.solve import make_plan
+from wantrain.timeline import COMPUTE_KINDS, Timeline
 from wantrain.topology import Topology
 from wantrain.units import format_time
 
@@ -188,6 +189,16 @@ def codec_speed() -> float:
     return measure_codecs(torch.device("cpu")).values_per_s
 
 
+def computing(timeline: Timeline) -> list[list[Any]]:
+    """Return rank, kind, microbatch, start and end of every forward and backward, in seconds from the first one."""
+    events = [event for event in timeline.events if event.kind in COMPUTE_KINDS]
+    first_s = min(event.start_s for event in events)
+    return [
+        [event.rank, event.kind, event.microbatch, round(event.start_s - first_s, 5), round(event.end_s - first_s, 5)]
+        for event in events
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="cases with this in their names")
@@ -238,12 +249,13 @@ def measure(case: Case, job: EmulatedJob, args: argparse.Namespace, known: dict[
     keep = (lambda _: None) if args.smoke else (lambda more: append_result("prediction", record | more))
     emulated = "network" if case.is_real else "compute and network"
     profile = job.profile.model_dump(mode="json") if case.is_real else None
-    stored = {"predicted_s": job.plan.prediction.step_s, "profile": profile}
+    plan = job.plan.model_dump(mode="json")
+    stored = {"predicted_s": job.plan.prediction.step_s, "profile": profile, "plan": plan}
     keep({"asked": asdict(case), "emulated": emulated} | stored | known)
     runs: list[Measured] = []
     while not runs or (runs[-1].stolen > _MOST_STOLEN and len(runs) < _MOST_RUNS):
         runs.append(run_job(replace(job, steps=args.steps)))
-        keep({"measured_s": runs[-1].steps_s, "stolen": runs[-1].stolen})
+        keep({"measured_s": runs[-1].steps_s, "stolen": runs[-1].stolen, "computing": computing(runs[-1].timeline)})
     return min(runs, key=lambda one: one.stolen)
 
 

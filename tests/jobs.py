@@ -23,7 +23,7 @@ from wantrain.training.trainer import Batch, OptimizerFactory, Trainer
 
 MODEL = ModelConfig(num_layers=4, hidden=32, num_heads=2, seq_len=16, vocab_size=64)
 SAMPLES = Samples(np.random.default_rng(0).integers(0, 64, 16 * 400 + 1, dtype=np.uint8), 0, 16 * 400 + 1, 16)
-TIMEOUT_S = 60.0
+TIMEOUT_S = 150.0
 _ADAMW = partial(torch.optim.AdamW, lr=1e-2)
 
 T = TypeVar("T")

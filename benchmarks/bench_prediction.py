@@ -8,6 +8,7 @@ prediction is written to the results before a run begins, the measured steps bes
     python benchmarks/bench_prediction.py                 all cases; about twenty minutes on two cores
     python benchmarks/bench_prediction.py --only gpipe    those with a word in their name
     python benchmarks/bench_prediction.py --list          the predictions alone
+    python benchmarks/bench_prediction.py --stored        what is predicted now, against the stored runs
 
 The step is the median of rank 0's steps without the first two, undilated. A run during which more than 3 % of the
 processors' time went to other machines is repeated, twice at most; the one that lost least counts, all are kept.
@@ -17,15 +18,19 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from emulated_job import EmulatedJob, Measured
 from emulated_job import run as run_job
-from harness import append_result
+from harness import RESULTS, append_result, read_results
 from wantrain.errors import TopologyError
 from wantrain.model_config import ModelConfig
+from wantrain.plan import Plan
 from wantrain.profile import LayerProfile, ModelProfile
+from wantrain.scheduler.cost_model import predict
 from wantrain.scheduler.solve import make_plan
 from wantrain.timeline import COMPUTE_KINDS, Timeline
 from wantrain.topology import Topology
@@ -203,12 +208,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="cases with this in their names")
     parser.add_argument("--list", action="store_true", help="print the predictions and run nothing")
+    parser.add_argument("--stored", action="store_true", help="run nothing: predict the stored runs anew")
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--smoke", action="store_true", help="keep no result")
     args = parser.parse_args()
     cases = [case for case in CASES if args.only in case.name]
     if not cases:
         parser.error(f"no case has {args.only!r} in its name")
+    if args.stored:
+        compare_with_stored()
+        return
     if args.steps < 3:
         parser.error(f"the first two steps don't count; give at least 3 (got {args.steps})")
     run(args, cases)
@@ -229,17 +238,72 @@ def run(args: argparse.Namespace, cases: list[Case]) -> None:
             continue
         measured = measure(case, job, args, {"codec_values_per_s": speed, "exposed_share": exposed})
         measured_s = statistics.median(measured.settled_s)
-        error = prediction.step_s / measured_s - 1
-        errors.append(abs(error))
+        errors.append(prediction.step_s / measured_s - 1)
         num_exposed += exposed >= 0.3
         noise = f"  ({measured.stolen:.0%} stolen)" if measured.stolen > _MOST_STOLEN else ""
-        mark = "" if abs(error) <= _SHOWN_WITHIN else "  <"
-        print(f"{said}   measured {format_time(measured_s):>8}   {error:+.1%}{mark}{noise}", flush=True)
+        print(f"{said}   measured {format_time(measured_s):>8}   {_marked(errors[-1])}{noise}", flush=True)
     if errors:
-        print(
-            f"{len(errors)} runs, {num_exposed} with 30 % or more not hidden:"
-            f" off by {statistics.median(errors):.1%} in the median, {max(errors):.1%} at worst"
-        )
+        print(_summed_up(errors, num_exposed))
+
+
+def _marked(error: float) -> str:
+    return f"{error:+.1%}" + ("" if abs(error) <= _SHOWN_WITHIN else "  <")
+
+
+def _summed_up(errors: Sequence[float], num_exposed: int) -> str:
+    sizes = [abs(error) for error in errors]
+    median, worst = statistics.median(sizes), max(sizes)
+    return (
+        f"{len(errors)} runs, {num_exposed} with 30 % or more not hidden:"
+        f" off by {median:.1%} in the median, {worst:.1%} at worst"
+    )
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """A run as the results hold it: the case, what was predicted from, the steps, and who computed what when."""
+
+    case: Case
+    plan: Plan
+    topology: Topology
+    profile: ModelProfile
+    predicted_s: float
+    measured_s: float
+    computing: list[list[Any]]
+
+
+def stored_runs(folder: Path = RESULTS) -> list[StoredRun]:
+    """Return the newest run of every case."""
+    newest: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {}
+    for record in read_results("prediction", folder):
+        if "asked" in record:
+            newest[record["case"]] = (record, [])
+        else:
+            newest[record["case"]][1].append(record)
+    return [_stored_run(asked, min(runs, key=lambda run: run["stolen"])) for asked, runs in newest.values() if runs]
+
+
+def _stored_run(asked: dict[str, Any], run: dict[str, Any]) -> StoredRun:
+    known = asked["asked"]
+    case = Case(**known | {"shape": tuple(known["shape"]), "speeds": tuple(known["speeds"])})
+    profile = ModelProfile.model_validate(asked["profile"]) if case.is_real else profile_of(case)
+    topology = topology_of(case, asked["codec_values_per_s"], profile.reference_flops_per_s or SPEED)
+    measured_s = statistics.median(run["measured_s"][2:])
+    plan = Plan.model_validate(asked["plan"])
+    return StoredRun(case, plan, topology, profile, asked["predicted_s"], measured_s, run["computing"])
+
+
+def compare_with_stored() -> None:
+    """Print what is predicted now beside what was predicted and measured then."""
+    errors, num_exposed = [], 0
+    for run in stored_runs():
+        prediction, _ = predict(run.plan, run.topology, run.profile)
+        errors.append(prediction.step_s / run.measured_s - 1)
+        num_exposed += prediction.exposed_communication_s >= 0.3 * prediction.step_s
+        then, now, seen = map(format_time, (run.predicted_s, prediction.step_s, run.measured_s))
+        print(f"{run.case.name:<34} then {then:>8}   now {now:>8}   measured {seen:>8}   {_marked(errors[-1])}")
+    if errors:
+        print(_summed_up(errors, num_exposed))
 
 
 def measure(case: Case, job: EmulatedJob, args: argparse.Namespace, known: dict[str, Any]) -> Measured:

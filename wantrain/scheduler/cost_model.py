@@ -28,6 +28,7 @@ from collections.abc import Sequence
 from wantrain.codec_spec import parse_codec
 from wantrain.plan import Plan, Prediction
 from wantrain.profile import LayerProfile, ModelProfile
+from wantrain.scheduler.routes import busy_s
 from wantrain.scheduler.simulator import Workload, simulate_step
 from wantrain.timeline import Timeline
 from wantrain.topology import Topology
@@ -195,10 +196,8 @@ def _ideal_s(plan: Plan, workload: Workload, replica: int) -> float:
 
 def _bottleneck(plan: Plan, topology: Topology, timeline: Timeline, compute: Sequence[float], slowest: int) -> str:
     """Name what is busy longest: a worker's computing, or a link."""
-    links = {
-        (source, target): num_bytes / topology.payload_bytes_per_s(source, target)
-        for (source, target), num_bytes in timeline.bytes_by_link().items()
-    }
+    sent = timeline.bytes_by_link()
+    links = dict(zip(sent, busy_s(topology, sent), strict=True))
     busiest = max(links, key=lambda pair: links[pair], default=None)
     if busiest is not None and links[busiest] > compute[slowest]:
         return f"link {busiest[0]} → {busiest[1]}"

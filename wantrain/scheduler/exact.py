@@ -1,6 +1,7 @@
 """The best plan there is, for few workers: every placement and every split, played. What the search is held against.
 
-Independent of the search: it shares with it how a placement is written down (`draft`), and the simulator. Every choice
+It shares with the search how a placement is written down (`draft`), and the simulator; the search borrows its bounds
+where few workers are short of memory, for little that fits then lies near what fits. Every choice
 of workers, every layout of them on the grid and every cut of the layers is looked at, at one number of microbatches and
 one depth, in the order of a bound that no play can beat. For a replica of n microbatches, and any stage k not before s,
 
@@ -15,6 +16,7 @@ order is nothing: of such layouts one is looked at.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -33,6 +35,12 @@ from wantrain.scheduler.problem import Request
 from wantrain.topology import Topology
 
 MOST_WORKERS = 8
+
+MOST_LOOKED_AT = 250_000
+"""Chosen: placements whose bounds a search may look at; half a second of arithmetic on whole arrays."""
+
+_MOST_DRAFTED = 400
+"""Chosen: the bounds leave out what channels and payloads take, so that many of the best don't fit after all."""
 
 Table = NDArray[np.float64]
 Rows = NDArray[np.int64]
@@ -72,6 +80,34 @@ def exact_plan(
     units = tuple(deal_evenly(deck.units, num_replicas))
     every = _Every(network, drafter, Player(topology, profile, drafter), topology, profile, units)
     return every.best(layouts(network.num_workers, num_stages, num_replicas))
+
+
+def likely_placements(
+    topology: Topology, request: Request, network: Network, player: Player, shape: tuple[int, int], units: Sequence[int],
+    most: int,
+) -> list[Placement]:  # fmt: skip
+    """Return the placements of a shape with the least bounds of all that fit at 1F1B's own depth, the best first.
+
+    None where there are too many to look at, or replicas are dealt lanes unevenly: the bounds take them for equal.
+    """
+    num_stages, num_replicas = shape
+    num_splits = math.comb(len(request.profile.layers) - 1, num_stages - 1)
+    num_layouts = math.perm(network.num_workers, num_stages * num_replicas) // math.factorial(num_replicas)
+    if num_layouts * num_splits > MOST_LOOKED_AT or len(set(units)) > 1:
+        return []
+    every = _Every(network, player.drafter, player, topology, request.profile, tuple(units))
+    rows, found = layouts(network.num_workers, num_stages, num_replicas), []
+    for cuts in splits(len(request.profile.layers), num_stages):
+        bound = every.bounds(rows, cuts)
+        few = np.argsort(bound, kind="stable")[:_MOST_DRAFTED]
+        found += [(float(bound[at]), cuts, int(at)) for at in few if bound[at] < np.inf]
+    ordered = (Placement(_rows(rows[at]), cuts, tuple(units)) for _, cuts, at in sorted(found)[:_MOST_DRAFTED])
+    fitting = (one for one in ordered if player.shortage(every.draft(one)) is None)
+    return list(itertools.islice(fitting, most))
+
+
+def _rows(grid: Rows) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(map(int, row)) for row in grid)
 
 
 def layouts(num_workers: int, num_stages: int, num_replicas: int) -> Rows:
@@ -114,7 +150,7 @@ class _Every(NamedTuple):
         for at in np.argsort(bound, kind="stable"):
             if bound[at] >= best[0]:
                 break
-            plan = self.draft(rows[row[at]], cuts[split[at]])
+            plan = self.draft(Placement(_rows(rows[row[at]]), cuts[split[at]], self.units))
             if self.player.shortage(plan) is None:
                 played += 1
                 best = min(best, (self.player.seconds(plan), plan), key=lambda one: one[0])
@@ -122,14 +158,13 @@ class _Every(NamedTuple):
             raise PlanError("no plan fits into the workers' memory; add a worker, or lower microbatch_size")
         return Exact(best[1], best[0], len(bound), played)
 
-    def draft(self, grid: Rows, cuts: tuple[int, ...]) -> Plan:
-        """Return the plan of a grid and cuts."""
-        placement = Placement(tuple(tuple(map(int, row)) for row in grid), cuts, self.units)
+    def draft(self, placement: Placement) -> Plan:
+        """Return a placement's plan, at the depth that is asked for or 1F1B's own."""
         return self.drafter.plan(placement, next(self.drafter.depths(placement, ())))
 
     def bounds(self, rows: Rows, cuts: tuple[int, ...]) -> Table:
         """Return what no play of each grid can beat, with these cuts; infinite where memory can't suffice."""
-        plan = self.draft(rows[0], cuts)
+        plan = self.draft(Placement(_rows(rows[0]), cuts, self.units))
         load = make_workload(plan, self.topology, self.profile)
         count, num_replicas = plan.replicas[0].num_microbatches, rows.shape[1]
         layers = [self.profile.layers[first:end] for first, end in itertools.pairwise(cuts)]

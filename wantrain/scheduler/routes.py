@@ -8,6 +8,7 @@ next plan on it: a search plays thousands.
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -85,6 +86,17 @@ def _ground(key: _Same) -> Ground:
 def ground(topology: Topology) -> Ground:
     """Return a topology as arrays."""
     return _ground(_Same(topology))
+
+
+def busy_s(topology: Topology, sent: Mapping[tuple[str, str], int]) -> list[float]:
+    """Return how long each link takes for the bytes that it carries, alone on all the lines on its way."""
+    known = ground(topology)
+    a, b = (np.array([known.number_of[pair[end]] for pair in sent], dtype=np.int64) for end in (0, 1))
+    is_far = known.site_of[a] != known.site_of[b]
+    ways = [known.s_per_byte[known.class_of[a], known.class_of[b]], known.up[a], known.down[b]]
+    ways += [is_far * known.site_up[known.site_of[a]], is_far * known.site_down[known.site_of[b]]]
+    seconds: list[float] = (np.array(list(sent.values())) * np.max(ways, axis=0)).tolist()
+    return seconds
 
 
 class Lanes(NamedTuple):

@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 from wantrain.errors import PlanError
 from wantrain.scheduler.draft import Placement
-from wantrain.scheduler.estimate import price_all
+from wantrain.scheduler.estimate import choose_limits, price_all
 from wantrain.scheduler.lanes import Deck, deal_by_speed, deal_evenly
 from wantrain.scheduler.network import Network, chained_sites
 from wantrain.scheduler.partition import split_for_workers, split_layers
@@ -53,6 +53,12 @@ _STARTS, _MIXED, _LAST_POOL = 16, 8, 5
 
 _MET = 16
 """Chosen: placements met on the way that may still be played: the simulator doesn't always agree with the estimate."""
+
+_PLACED = ("cells", "cuts", "counts")
+"""Of a state: the placement. All else follows from it."""
+
+_READ = ("limit", "fill_s", "period_s", "trip_s", "stage_room", "stage_window")
+"""What of that is read outside the search's loops."""
 
 _KEPT = (1.0, 0.25, 0.0)
 """Chosen: shares of the starts that go on to each round, five at least; all rounds cost about the same."""
@@ -110,7 +116,8 @@ class Searcher:
         self._until_s = until_s
         self._random = random.Random(self._seed)
         self._problems: dict[tuple[int, int], Problem] = {}
-        self._arrays: dict[tuple[int, int, int, float], Problem] = {}
+        self._arrays: dict[tuple[int, int, int, float], tuple[Problem, State]] = {}
+        self._known_starts: dict[tuple[tuple[int, int], tuple[int, ...], Major], Candidate] = {}
         self._flops = [layer.forward_flops + layer.backward_flops for layer in request.profile.layers]
         self._num_layers = len(self._flops)
         self._even: dict[int, list[int]] = {}
@@ -143,12 +150,14 @@ class Searcher:
         """Run the search's loop as machine code; without changes it only prices."""
         key = (problem.num_stages, problem.num_replicas, problem.is_dealt, problem.strictness)
         if key not in self._arrays:
-            self._arrays[key] = as_arrays(problem)
-        arrays = as_arrays(state)
-        rest = (arrays.cells.copy(), arrays.cuts.copy(), changes, allowance, seed)
-        price: float = compiled_anneal(self._arrays[key], arrays, *rest)
-        for values, into in zip(arrays, state, strict=True):
-            into[:] = values.tolist()
+            self._arrays[key] = (as_arrays(problem), as_arrays(state))
+        arrays, at_work = self._arrays[key]
+        for name in _PLACED:
+            getattr(at_work, name)[:] = getattr(state, name)
+        rest = (at_work.cells.copy(), at_work.cuts.copy(), changes, allowance, seed)
+        price: float = compiled_anneal(arrays, at_work, *rest)
+        for name in (*_PLACED, *_READ):
+            getattr(state, name)[:] = getattr(at_work, name).tolist()
         return price
 
     def _even_cuts(self, num_stages: int) -> list[int]:
@@ -170,6 +179,12 @@ class Searcher:
 
     def start(self, shape: tuple[int, int], order: Sequence[int], major: Major) -> Candidate:
         """Return workers laid out in an order, with even cuts and lanes dealt evenly."""
+        key = (shape, tuple(order), major)
+        if key not in self._known_starts:
+            self._known_starts[key] = self._started(shape, order, major)
+        return self._known_starts[key]
+
+    def _started(self, shape: tuple[int, int], order: Sequence[int], major: Major) -> Candidate:
         num_stages, num_replicas = shape
         deck, problem = self.deck, self._problem(shape)
         units = tuple(deal_evenly(deck.units, num_replicas))
@@ -177,6 +192,20 @@ class Searcher:
         cells = _laid_out(problem, order, major)
         state = make_state(problem, cells, self._even_cuts(num_stages), counts)
         return Candidate(self.price(problem, state), problem, state, units)
+
+    def placed(self, placement: Placement) -> Candidate:
+        """Return a placement that was found elsewhere, priced."""
+        shape = placement.num_stages, len(placement.rows)
+        out = [w for w in range(self.network.num_workers) if w not in set(placement.workers)]
+        counts = [count * self.deck.microbatches_per_unit for count in placement.units]
+        state = make_state(self._problem(shape), [*placement.workers, *out], placement.cuts, counts)
+        return Candidate(self.price(self._problem(shape), state), self._problem(shape), state, placement.units)
+
+    @property
+    def is_short_of_memory(self) -> bool:
+        """Whether a layout that was tried didn't fit, even at the least depth."""
+        known = self._known_starts.values()
+        return any(choose_limits(one.problem, one.state) > 0 for one in known)
 
     def cut_anew(self, candidate: Candidate) -> Candidate:
         """Return the candidate with the best cuts for its workers, if they are better."""

@@ -18,7 +18,8 @@ from wantrain.profile import ModelProfile
 from wantrain.schedule import ScheduleKind, default_in_flight
 from wantrain.scheduler.cost_model import predict
 from wantrain.scheduler.draft import Drafter
-from wantrain.scheduler.lanes import make_deck
+from wantrain.scheduler.exact import MOST_WORKERS, likely_placements
+from wantrain.scheduler.lanes import deal_evenly, make_deck
 from wantrain.scheduler.network import make_network
 from wantrain.scheduler.playing import Objective, Player
 from wantrain.scheduler.polish import polish
@@ -183,7 +184,7 @@ class _Solver:
         until_s: float | None = None,
     ) -> None:
         _check_depths(request, shape[0])
-        self.request = request
+        self.request, self.topology = request, topology
         names = _participants(topology, request, excluded)
         _check_workers(len(names), shape)
         self.network = make_network(topology, names)
@@ -195,7 +196,8 @@ class _Solver:
     def search(self) -> Search:
         """Search, play the finalists, improve the winner."""
         candidates = self.searcher.run(self.shapes, self.player.objective is not None)
-        played = self._played(self._finalists(candidates)) or self._played(candidates)
+        finalists = [*self._finalists(candidates), *self._looked_for()]
+        played = self._played(finalists) or self._played(candidates)
         together = self.together()
         plans = self._improved(played) + ([together] if together else [])
         naive = self.naive([*(_shape(best) for _, best in sorted(plans, key=_score)[:1]), *self._naive_shapes()])
@@ -234,6 +236,19 @@ class _Solver:
         firsts = list(by_shape.values())
         rest = [one for one in candidates if one not in firsts]
         return firsts if self.player.objective else [*firsts, *rest][: self._num_finalists]
+
+    def _looked_for(self) -> list[Candidate]:
+        """Return, for few workers short of memory, the placements with the least bounds: little that fits is near it."""
+        if self.network.num_workers > MOST_WORKERS or not self.searcher.is_short_of_memory:
+            return []
+        return [
+            self.searcher.placed(placement)
+            for shape in self.shapes
+            for placement in likely_placements(
+                self.topology, self.request, self.network, self.player, shape,
+                deal_evenly(self.searcher.deck.units, shape[1]), _FINALISTS,
+            )
+        ]  # fmt: skip
 
     def together(self) -> tuple[float, Plan] | None:
         """Return the best plan that keeps sites together, with its score."""

@@ -1,0 +1,36 @@
+"""Stored runs, replayed: what is predicted now must still be what was measured then, event by event."""
+
+import statistics
+
+import pytest
+
+from bench_prediction import CASES, StoredRun, job_of, stored_runs
+from wantrain.scheduler.cost_model import predict
+
+STORED = stored_runs()
+
+
+def test_every_case_was_run_and_enough_of_them_wait_for_the_network() -> None:
+    assert {run.case for run in STORED} == set(CASES), "run python benchmarks/bench_prediction.py"
+    exposed = [predict(run.plan, run.topology, run.profile)[0] for run in STORED]
+    assert sum(one.exposed_communication_s >= 0.3 * one.step_s for one in exposed) >= 8
+
+
+def test_step_times_are_still_predicted() -> None:
+    errors = [abs(predict(run.plan, run.topology, run.profile)[0].step_s / run.measured_s - 1) for run in STORED]
+    assert statistics.median(errors) <= 0.05
+    assert max(errors) <= 0.1
+
+
+@pytest.mark.parametrize("run", STORED, ids=lambda run: run.case.name)
+def test_every_forward_and_backward_begins_about_when_it_did(run: StoredRun) -> None:
+    _, timeline = predict(run.plan, run.topology, run.profile)
+    begins = {(event.rank, event.kind, event.microbatch): event.start_s for event in timeline.events}
+    late_s = [start_s - begins[rank, kind, microbatch] for rank, kind, microbatch, start_s, _ in run.computing]
+    assert statistics.fmean(map(abs, late_s)) <= 0.08 * run.measured_s
+
+
+def test_a_case_is_predicted_before_it_is_run() -> None:
+    job = job_of(CASES[0], 1e8)
+    assert job.plan.prediction is not None
+    assert job.plan.prediction.step_s == predict(job.plan, job.topology, job.profile)[0].step_s

@@ -13,7 +13,7 @@ from wantrain.plan import Plan
 from wantrain.profile import gpt_profile
 from wantrain.scheduler.cost_model import memory_bytes
 
-BIG = ModelConfig(num_layers=4, hidden=384, num_heads=6, seq_len=256)
+BIG = ModelConfig(num_layers=4, hidden=256, num_heads=4, seq_len=256)
 MICROBATCH = 4
 
 
@@ -48,7 +48,7 @@ def measure(rank: int, plan: Plan, port: int, results: "multiprocessing.Queue[tu
     trainer = make_trainer(plan, membership, rank, model=BIG)
     samples = plan.replicas[trainer.replica].num_microbatches * plan.microbatch_size
     tokens = torch.randint(0, 256, (samples, BIG.seq_len))
-    for _ in range(3):
+    for _ in range(2):
         trainer.step(Batch(list(range(samples)), tokens, tokens))
     results.put((rank, resident_bytes("VmHWM") - baseline))
     trainer.close()

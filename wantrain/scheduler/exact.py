@@ -1,9 +1,9 @@
 """The best plan there is, for few workers: every placement and every split, played. What the search is held against.
 
 It shares with the search how a placement is written down (`draft`), and the simulator; the search borrows its bounds
-where few workers are short of memory, for little that fits then lies near what fits. Every choice
-of workers, every layout of them on the grid and every cut of the layers is looked at, at one number of microbatches and
-one depth, in the order of a bound that no play can beat. For a replica of n microbatches, and any stage k not before s,
+where few workers are short of memory, for then most changes lead to what doesn't fit. Every choice of workers, every
+layout of them on the grid and every cut of the layers is looked at, at one number of microbatches and one depth, in the
+order of a bound that no play can beat. For a replica of n microbatches, and any stage k not before s,
 
     last backward on s ends ≥ way of the first forward to k + n · (forward + backward) on k + way home of the last to s
                             ≥ … with the n payloads of a link in one direction for what is computed on k
@@ -83,8 +83,8 @@ def exact_plan(
 
 
 def likely_placements(
-    topology: Topology, request: Request, network: Network, player: Player, shape: tuple[int, int], units: Sequence[int],
-    most: int,
+    topology: Topology, request: Request, network: Network, player: Player, shape: tuple[int, int],
+    units: Sequence[int], most: int,
 ) -> list[Placement]:  # fmt: skip
     """Return the placements of a shape with the least bounds of all that fit at 1F1B's own depth, the best first.
 

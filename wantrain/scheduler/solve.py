@@ -238,7 +238,7 @@ class _Solver:
         return firsts if self.player.objective else [*firsts, *rest][: self._num_finalists]
 
     def _looked_for(self) -> list[Candidate]:
-        """Return, for few workers short of memory, the placements with the least bounds: little that fits is near it."""
+        """Return, for few workers short of memory, the placements with the least bounds."""
         if self.network.num_workers > MOST_WORKERS or not self.searcher.is_short_of_memory:
             return []
         return [

@@ -111,9 +111,9 @@ def worldwide(codec_values_per_s: float, dilation: float) -> Topology:
 
 def placement(args: argparse.Namespace) -> dict[str, Any]:
     """Planned against naive and against site by site, the same codecs for all."""
-    topology, profile = worldwide(codec_speed(), args.dilation), uniform_profile(16, 0.02, SHAPE, 1_000_000)
+    topology, profile = worldwide(codec_speed(), args.dilation), uniform_profile(16, 0.02, SHAPE, 4_000_000)
     codecs = {"forward_codec": args.codec, "backward_codec": args.codec, "gradient_codec": args.gradient_codec}
-    found = find_plan(topology, profile, batch_size=32, num_stages=args.stages, num_replicas=args.replicas, **codecs)
+    found = find_plan(topology, profile, batch_size=16, num_stages=args.stages, num_replicas=args.replicas, **codecs)
     entries = [
         Entry(name, EmulatedJob(plan, topology, profile, SHAPE, args.steps, args.dilation), [])
         for name, plan in (("planned", found.plan), ("naive", found.naive), ("sites together", found.together))

@@ -65,7 +65,11 @@ def _jit(functions: tuple[Callable[..., Any], ...], cache: bool) -> Any:
         plain = FunctionType(function.__code__, scope, function.__name__, function.__defaults__)
         plain.__module__ = function.__module__
         plain.__qualname__ = f"{function.__name__}_{mark}"
-        code = numba.njit(nogil=True, error_model="numpy", cache=cache and is_last)(plain)
+        wrappers: dict[str, Any] = {
+            "no_cfunc_wrapper": True,
+            "no_cpython_wrapper": not is_last,
+        }  # half of the compiling
+        code = numba.njit(nogil=True, error_model="numpy", cache=cache and is_last, **wrappers)(plain)
         scope[function.__name__] = code
     return code
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import stolen_s
+from harness import ProcessorTime
 from wantrain.model_config import ModelConfig
 from wantrain.plan import Plan
 from wantrain.profile import ModelProfile
@@ -65,9 +65,9 @@ def run(job: EmulatedJob) -> Measured:
         file = Path(folder, "job")
         file.write_bytes(pickle.dumps(job))
         argv = [sys.executable, "-m", "wantrain.netem.sandbox", "--", sys.executable, str(Path(__file__).resolve())]
-        before = (stolen_s(), os.times().elapsed)
+        before = ProcessorTime.now()
         subprocess.run([*argv, "--inside", str(file)], check=True)
-        took_s = os.times().elapsed - before[1]
+        stolen = ProcessorTime.now().stolen_since(before)
         said = [json.loads(_answer(file, rank).read_text()) for rank in range(job.plan.world_size)]
     first_s = min(one["began_at"] for one in said)
     events = [
@@ -79,7 +79,6 @@ def run(job: EmulatedJob) -> Measured:
         for event in Timeline.from_dict(one["timeline"], "a worker's answer").events
     ]
     timeline = merge("measured", job.plan.workers, job.steps - 1, events)
-    stolen = (stolen_s() - before[0]) / (os.cpu_count() or 1) / took_s
     return Measured(said[0]["steps_s"], timeline, stolen)
 
 

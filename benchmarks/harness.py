@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -49,10 +49,22 @@ def _commit() -> str:
     return (done.stdout.strip() or "unknown") + ("+" if changed.stdout.strip() else "")
 
 
-def stolen_s() -> float:
-    """Return the seconds of all processors that the hypervisor gave to other machines, since boot; 0 if not counted."""
-    counts = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()
-    return int(counts[8]) / os.sysconf("SC_CLK_TCK") if len(counts) > 8 else 0.0
+class ProcessorTime(NamedTuple):
+    """Since boot, in ticks of all processors: what the hypervisor gave to other machines, and all there was."""
+
+    stolen: int
+    total: int
+
+    @classmethod
+    def now(cls) -> ProcessorTime:
+        """Read the kernel's count; where PROC_STAT names a file, a guest's host's that is copied there."""
+        text = Path(os.environ.get("PROC_STAT", "/proc/stat")).read_text(encoding="ascii")
+        ticks = [int(word) for word in text.split("\n", 1)[0].split()[1:9]]  # the last two are in the first two already
+        return cls(ticks[7] if len(ticks) > 7 else 0, sum(ticks))
+
+    def stolen_since(self, before: ProcessorTime) -> float:
+        """Return the share of the time since then that went to other machines."""
+        return (self.stolen - before.stolen) / max(1, self.total - before.total)
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:

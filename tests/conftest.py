@@ -7,20 +7,18 @@ Functions are timed by what they promise, so a machine to itself gets no such gr
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Iterator
 
 import pytest
 
-from harness import stolen_s
+from harness import ProcessorTime
 
 _NUM_RERUNS = 2
 _RERUN_DELAY_S = 5
 _STOLEN_SHARE = 0.02
 """Chosen: 2 % is one 20 ms pause a second, more than any latency that is judged here may be off by."""
 
-_BEGAN = pytest.StashKey[tuple[float, float]]()
+_BEGAN = pytest.StashKey[ProcessorTime]()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -31,7 +29,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    item.stash[_BEGAN] = (time.monotonic(), stolen_s())
+    item.stash[_BEGAN] = ProcessorTime.now()
     return (yield)
 
 
@@ -42,8 +40,7 @@ def pytest_runtest_makereport(
     report = yield
     is_last = getattr(item, "execution_count", 1) > _NUM_RERUNS
     if report.when == "call" and report.failed and is_last and item.get_closest_marker("measured"):
-        began, stolen_before = item.stash[_BEGAN]
-        share = (stolen_s() - stolen_before) / (os.cpu_count() or 1) / (time.monotonic() - began)
+        share = ProcessorTime.now().stolen_since(item.stash[_BEGAN])
         if share > _STOLEN_SHARE:
             path, line, _ = item.location
             why = f"not this machine alone: {share:.0%} of its processors' time was stolen; {call.excinfo!r}"

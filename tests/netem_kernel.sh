@@ -14,11 +14,14 @@ for program in "$python" linux.uml modprobe ip tc; do
 done
 
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+trap 'kill "$copying" 2>/dev/null; rm -rf "$work"' EXIT
+cp /proc/stat "$work/stat"
+while sleep 1; do cp /proc/stat "$work/stat.new" && mv "$work/stat.new" "$work/stat"; done & # the guest doesn't know it
+copying=$!
 mkdir "$work/lib" && ln -s /usr/lib/uml/modules "$work/lib/modules"
 cat >"$work/init" <<INIT
 #!/bin/bash
-export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/tmp PYTHONDONTWRITEBYTECODE=1 PYTHONPATH="$checkout:$checkout/kernels"
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/tmp PYTHONDONTWRITEBYTECODE=1 PROC_STAT="$work/stat" PYTHONPATH="$checkout:$checkout/kernels"
 echo "booted Linux \$(uname -r)"
 mount -t proc proc /proc
 mount -t sysfs sys /sys

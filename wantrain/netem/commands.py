@@ -190,8 +190,8 @@ class _Network:
     def _settings(self, name: str) -> str:
         """TCP as on a host set up for long links: room for four bandwidth-delay products, no idle restart.
 
-        Where nothing is lost or reordered the window grows as Reno's does, by acknowledgements alone. BBR stops for a
-        fifth of a second every ten, cubic takes a late acknowledgement for a full line; neither clock is dilated.
+        Where nothing is lost or reordered the window grows as Reno's does, by acknowledgements alone. With BBR single
+        payloads came half a second late: its probing pauses, presumably, whose clock is not dilated.
         """
         others = [self._bdp_bytes(a, b) for a, b in self._directed(name)]
         most = max([16 << 20, *(4 * math.ceil(one) for one in others)])

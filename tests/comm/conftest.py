@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from torch.distributed import HashStore
 
-from wantrain.comm.channel import Channel, SendEvent
+from wantrain.comm.channel import Channel, SendEvent, TwoWay
 from wantrain.comm.loopback import loopback_pair
 from wantrain.comm.sender import Sender
 from wantrain.comm.torch_channel import open_channel
@@ -80,7 +80,7 @@ def gloo_pair(store: HashStore) -> MakePair:
     return make
 
 
-@pytest.fixture(params=["loopback", "gloo", "gloo spread"])
+@pytest.fixture(params=["loopback", "gloo", "gloo spread", "two way"])
 def make_pair(request: pytest.FixtureRequest, gloo_pair: MakePair) -> Iterator[MakePair]:
     """Make pairs of every kind of channel, and close what the test left open."""
     made: list[tuple[Channel, Channel]] = []
@@ -88,6 +88,9 @@ def make_pair(request: pytest.FixtureRequest, gloo_pair: MakePair) -> Iterator[M
     def make(on_event: SendEvent | None = None) -> tuple[Channel, Channel]:
         if request.param == "loopback":
             made.append(loopback_pair("a", "b", on_event))
+        elif request.param == "two way":
+            (there, there_end), (back, back_end) = loopback_pair("a", "b", on_event), loopback_pair("a", "b")
+            made.append((TwoWay(there, back), TwoWay(back_end, there_end)))
         else:
             spread = Transport(num_connections=3, chunk_bytes=10_000, num_posted=2)
             made.append(gloo_pair(spread if "spread" in request.param else None, on_event))

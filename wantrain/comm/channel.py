@@ -12,7 +12,8 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -112,6 +113,37 @@ class Channel(ABC):
 
         Payloads that arrive and were not received are dropped. Raise ChannelError where the peer doesn't agree in time.
         """
+
+
+class TwoWay(Channel):
+    """Two channels to one peer as one: `out` only sends, `back` only receives. At the peer they are the other way."""
+
+    def __init__(self, out: Channel, back: Channel) -> None:
+        self.peer = out.peer
+        self._out, self._back = out, back
+
+    @property
+    def stats(self) -> ChannelStats:  # type: ignore[override]
+        """Return what has gone out on one and come back on the other."""
+        back = self._back.stats
+        return replace(
+            self._out.stats,
+            payload_bytes_received=back.payload_bytes_received,
+            wire_bytes_received=back.wire_bytes_received,
+        )
+
+    def send(self, payload: Tensor) -> Sending:
+        return self._out.send(payload)
+
+    def recv(self, timeout_s: float, awaited: str) -> Tensor:
+        return self._back.recv(timeout_s, awaited)
+
+    def ready(self) -> bool:
+        return self._back.ready()
+
+    def close(self, timeout_s: float) -> None:
+        with ThreadPoolExecutor(2) as pool:  # the peer may wait for either first
+            list(pool.map(lambda channel: channel.close(timeout_s), (self._out, self._back)))
 
 
 def late(peer: str, timeout_s: float, awaited: str) -> ChannelError:

@@ -15,7 +15,7 @@ from wantrain.scheduler.placement import change, may_hold
 from wantrain.scheduler.playing import Player
 from wantrain.scheduler.search import Candidate, copied
 
-_WORTH_PLAYING = 1.25
+_WORTH_PLAYING = 1.5
 """Chosen: a change whose estimate is worse than the plan's by more is not played."""
 
 _BETTER = 1 - 1e-6

@@ -113,10 +113,10 @@ CASES = (
     Case("2 × 2, uneven workers", 2, 2, "100m", speeds=(1.0, 0.6, 1.0, 0.6)),
     Case("8 uneven, two sites, 4 bits", 4, 2, "two sites", "quantized:4", "quantized:4", "quantized:4",
          speeds=(1.0, 0.5, 1.0, 0.5, 2.0, 1.0, 2.0, 1.0), dilation=8),
-    Case("GPT, 4 stages, 500m", 4, 1, "500m", dilation=8, is_real=True),
-    Case("GPT, 4 stages, 50m", 4, 1, "50m", dilation=8, is_real=True),
-    Case("GPT, 4 stages, 50m, 4 bits", 4, 1, "50m", "quantized:4", "quantized:4", dilation=8, is_real=True),
-    Case("GPT, 2 × 2, 200m", 2, 2, "200m", dilation=8, is_real=True),
+    Case("GPT, 4 stages, 500m", 4, 1, "500m", dilation=16, is_real=True),
+    Case("GPT, 4 stages, 50m", 4, 1, "50m", dilation=16, is_real=True),
+    Case("GPT, 4 stages, 50m, 4 bits", 4, 1, "50m", "quantized:4", "quantized:4", dilation=16, is_real=True),
+    Case("GPT, 2 × 2, 200m", 2, 2, "200m", dilation=16, is_real=True),
 )  # fmt: skip
 
 

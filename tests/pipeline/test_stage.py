@@ -65,8 +65,22 @@ def test_the_first_emulated_stage_gives_no_gradient_and_the_last_a_loss() -> Non
     assert stage.forward(0, torch.zeros(1), torch.zeros(1)).shape == ()
 
 
-def test_dilation_slows_a_stage_by_its_factor() -> None:
-    stage = DilatedStage(EmulatedStage(0.02, 0.02, (1,), (1,)), 3)
-    began = time.monotonic()
+class BusyStage(EmulatedStage):
+    """Computes for so many processor seconds, then waits as long."""
+
+    def forward(self, microbatch: int, inputs: Tensor, targets: Tensor | None) -> Tensor:
+        end_s = time.thread_time() + 0.02
+        while time.thread_time() < end_s:
+            pass
+        time.sleep(0.02)
+        return inputs
+
+
+def test_dilation_slows_what_a_stage_computes_by_its_factor_and_not_what_it_waits_for() -> None:
+    stage = DilatedStage(BusyStage(0.0, 0.0, (1,), (1,)), 11)
+    began_s, began_at_work_s = time.monotonic(), time.thread_time()
     stage.forward(0, torch.zeros(1), None)
-    assert 0.06 <= time.monotonic() - began < 0.2
+    at_work_s = time.thread_time() - began_at_work_s
+    passed_s = time.monotonic() - began_s
+    assert passed_s >= 10 * at_work_s
+    assert at_work_s < 0.03  # the waiting was not slept again

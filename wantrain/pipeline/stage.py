@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -128,26 +128,31 @@ def _sleep_until(end_s: float) -> None:
 
 
 class DilatedStage(Stage):
-    """Another stage, slowed down: after each run it sleeps until `dilation` times the run's own time has passed."""
+    """Another stage, slowed down: after each run it sleeps `dilation` - 1 times what the run took.
+
+    On the CPU that is the thread's own processor time: what a run waits for a processor that others hold is waited
+    once, not `dilation` times.
+    """
 
     def __init__(self, inner: Stage, dilation: float) -> None:
         self.inner = inner
         self._dilation = dilation
+        self._clock = time.thread_time
 
     def forward(self, microbatch: int, inputs: Tensor, targets: Tensor | None) -> Tensor:
-        began = time.monotonic()
-        output = self.inner.forward(microbatch, inputs, targets)
-        self._sleep(time.monotonic() - began)
-        return output
+        self._clock = time.monotonic if inputs.is_cuda else time.thread_time
+        with self._slowed():
+            return self.inner.forward(microbatch, inputs, targets)
 
     def backward(self, microbatch: int, output_grad: Tensor | None) -> Tensor | None:
-        began = time.monotonic()
-        grad = self.inner.backward(microbatch, output_grad)
-        self._sleep(time.monotonic() - began)
-        return grad
+        with self._slowed():
+            return self.inner.backward(microbatch, output_grad)
 
     def evaluate(self, inputs: Tensor, targets: Tensor | None) -> Tensor:
         return self.inner.evaluate(inputs, targets)
 
-    def _sleep(self, own_s: float) -> None:
-        time.sleep(own_s * (self._dilation - 1))
+    @contextmanager
+    def _slowed(self) -> Iterator[None]:
+        began_s = self._clock()
+        yield
+        time.sleep((self._clock() - began_s) * (self._dilation - 1))

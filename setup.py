@@ -1,7 +1,7 @@
 """Build both import packages; metadata lives in pyproject.toml.
 
 `kernels/` is a source root, not a package: it holds `wantrain_kernels` and has no `__init__.py` of its own. `configs/`
-lies beside the package in a checkout and inside it in a wheel, where `wantrain/resources.py` finds it.
+and `benchmarks/` lie beside the package in a checkout and inside it in a wheel: `wantrain/resources.py` finds them.
 
 With WANTRAIN_CUDA=1, nvcc compiles `kernels/csrc` to a library for `wantrain_kernels/cuda_ops.py`, which needs neither
 torch nor a GPU. WANTRAIN_CUDA_ARCHITECTURES ("80 90": A100, H100 and all later ones) chooses; 80 is the least.
@@ -20,15 +20,16 @@ from setuptools.command.build_py import build_py
 CUDA_SOURCES = Path("kernels", "csrc")
 
 
-class BuildWithConfigs(build_py):
-    """Build the packages, and put the shipped configurations inside."""
+class BuildWithFolders(build_py):
+    """Build the packages, and put the shipped configurations and benchmarks inside, without their results."""
 
     def run(self) -> None:
         super().run()
         if not self.editable_mode:
-            target = Path(self.build_lib, "wantrain", "configs")
-            shutil.rmtree(target, ignore_errors=True)
-            shutil.copytree("configs", target)
+            for folder in ("configs", "benchmarks"):
+                target = Path(self.build_lib, "wantrain", folder)
+                shutil.rmtree(target, ignore_errors=True)
+                shutil.copytree(folder, target, ignore=shutil.ignore_patterns("results", "__pycache__"))
 
 
 class BuildWithNvcc(build_ext):
@@ -73,5 +74,5 @@ setup(
     package_dir={"wantrain_kernels": "kernels/wantrain_kernels"},
     package_data={"wantrain": ["py.typed"], "wantrain_kernels": ["py.typed"]},
     ext_modules=extensions(),
-    cmdclass={"build_py": BuildWithConfigs, "build_ext": BuildWithNvcc},
+    cmdclass={"build_py": BuildWithFolders, "build_ext": BuildWithNvcc},
 )

@@ -171,7 +171,7 @@ def break_even(args: argparse.Namespace) -> dict[str, Any]:
     emulated_job.use_reference_kernels()  # from here on, in this process too
     speed = codec_speed()
     shape = (256, 1024)
-    profile = uniform_profile(4, 0.002, shape, 10_000)
+    profile = uniform_profile(4, 0.0005, shape, 10_000)
 
     def network(rate: float) -> Topology:
         workers = [{"name": name, "flops": f"{SPEED} FLOP/s", "codec_speed": speed * args.dilation} for name in "ab"]

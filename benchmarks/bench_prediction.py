@@ -21,12 +21,11 @@ import argparse
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from emulated_job import EmulatedJob, Measured
 from emulated_job import run as run_job
-from harness import RESULTS, append_result, read_results
+from harness import append_result, read_results
 from wantrain.errors import TopologyError
 from wantrain.model_config import ModelConfig
 from wantrain.plan import Plan
@@ -164,7 +163,7 @@ def _measured_profile(dilation: float) -> ModelProfile:
     from wantrain.training.layer_profiler import measure_layers
 
     torch.set_num_threads(1)
-    profile = measure_layers(SMALL_GPT, 4, device=torch.device("cpu"), source="measured").profile
+    profile = measure_layers(SMALL_GPT, 4, device=torch.device("cpu"), source="measured", dilation=dilation).profile
     assert profile.optimizer_flops_per_parameter is not None
     once = profile.optimizer_flops_per_parameter / dilation
     return profile.model_copy(update={"optimizer_flops_per_parameter": once})
@@ -273,12 +272,16 @@ class StoredRun:
     predicted_s: float
     measured_s: float
     computing: list[list[Any]]
+    exposed_share: float
+    """Of the predicted step: communication that nothing hides."""
+    stolen: float
+    """Share of the processors' time that other machines had during the run."""
 
 
-def stored_runs(folder: Path = RESULTS) -> list[StoredRun]:
-    """Return the newest run of every case."""
+def stored_runs(records: Sequence[dict[str, Any]] | None = None) -> list[StoredRun]:
+    """Return the newest run of every case, of the stored records or of those given."""
     newest: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {}
-    for record in read_results("prediction", folder):
+    for record in read_results("prediction") if records is None else records:
         if "asked" in record:
             newest[record["case"]] = (record, [])
         else:
@@ -293,7 +296,10 @@ def _stored_run(asked: dict[str, Any], run: dict[str, Any]) -> StoredRun:
     topology = topology_of(case, asked["codec_values_per_s"], profile.reference_flops_per_s or SPEED)
     measured_s = statistics.median(run["measured_s"][2:])
     plan = Plan.model_validate(asked["plan"])
-    return StoredRun(case, plan, topology, profile, asked["predicted_s"], measured_s, run["computing"])
+    return StoredRun(
+        case, plan, topology, profile, asked["predicted_s"], measured_s, run["computing"], asked["exposed_share"],
+        run["stolen"],
+    )  # fmt: skip
 
 
 def compare_with_stored() -> None:

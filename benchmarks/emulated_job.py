@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import ProcessorTime
+from harness import ProcessorTime, tied
 from wantrain.model_config import ModelConfig
 from wantrain.plan import Plan
 from wantrain.profile import ModelProfile
@@ -66,7 +66,7 @@ def run(job: EmulatedJob) -> Measured:
         file.write_bytes(pickle.dumps(job))
         argv = [sys.executable, "-m", "wantrain.netem.sandbox", "--", sys.executable, str(Path(__file__).resolve())]
         before = ProcessorTime.now()
-        subprocess.run([*argv, "--inside", str(file)], check=True)
+        subprocess.run(tied([*argv, "--inside", str(file)]), check=True)
         stolen = ProcessorTime.now().stolen_since(before)
         said = [json.loads(_answer(file, rank).read_text()) for rank in range(job.plan.world_size)]
     first_s = min(one["began_at"] for one in said)

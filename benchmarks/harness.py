@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import platform
@@ -12,15 +13,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-RESULTS = Path(__file__).resolve().parent / "results"
+_HERE = Path(__file__).resolve().parent
+
+RESULTS = _HERE / "results" if (_HERE.parent / "pyproject.toml").exists() else Path("benchmarks")
+"""In a checkout beside the programs; for an installed wheel, below the folder in which one is."""
 
 
 def environment() -> dict[str, Any]:
     """Return machine, versions and commit, as they stand beside every figure."""
+    return {"when": datetime.now(UTC).isoformat(timespec="seconds")} | _machine()
+
+
+@functools.cache
+def _machine() -> dict[str, Any]:
     import torch
 
     return {
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "cores": len(os.sched_getaffinity(0)),
         "processor": _processor(),
         "kernel": platform.release(),
@@ -36,12 +44,11 @@ def _processor() -> str:
 
 
 def _commit() -> str:
-    here = Path(__file__).resolve().parent
     done = subprocess.run(
-        ["git", "-C", str(here), "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False
+        ["git", "-C", str(_HERE), "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False
     )
     changed = subprocess.run(
-        ["git", "-C", str(here), "status", "--porcelain", "--", "../wantrain"],
+        ["git", "-C", str(_HERE), "status", "--porcelain", "--", "../wantrain"],
         capture_output=True,
         text=True,
         check=False,
@@ -67,6 +74,11 @@ class ProcessorTime(NamedTuple):
         return (self.stolen - before.stolen) / max(1, self.total - before.total)
 
 
+def tied(argv: Sequence[str]) -> list[str]:
+    """Return the command that ends with this program, however this ends."""
+    return ["setpriv", "--pdeathsig", "KILL", *argv]
+
+
 def spread(values: Sequence[float]) -> dict[str, Any]:
     """Return the median of some measurements, the least and the greatest, and all of them."""
     return {
@@ -78,15 +90,24 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def append_result(name: str, record: dict[str, Any], folder: Path = RESULTS) -> Path:
-    """Add a record to a result file, one JSON line each; nothing that was measured is overwritten."""
+    """Add a record to a result file, one JSON line each; nothing that was measured is overwritten.
+
+    It is on the disk when this returns. Half a line that a killed program left goes.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.jsonl"
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record | {"environment": environment()}) + "\n")
+    with path.open("ab+") as file:
+        file.seek(0)
+        whole = file.read().rfind(b"\n") + 1
+        file.truncate(whole)
+        file.write(json.dumps(record | {"environment": environment()}).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
     return path
 
 
 def read_results(name: str, folder: Path = RESULTS) -> list[dict[str, Any]]:
-    """Return the records of a result file, oldest first; none where there is no file."""
+    """Return the records of a result file, oldest first; none where there is no file, nor of half a line at its end."""
     path = folder / f"{name}.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]

@@ -42,6 +42,7 @@ FLOORS: list[dict[str, str]] = [
         "launch": "report",
         "planning": "launch report",
         "simulating": "report",
+        "benching": "",
         "profiling": "",
         "doctor": "",
     },

@@ -11,20 +11,22 @@ from pathlib import Path
 
 import pytest
 
-import readme_table
+import write_results
+from network_setting import Setting
 from wantrain.cli import SUBCOMMANDS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
-OVERLAP = {
-    "uplink": "500 Mbit/s",
-    "dilation": 4.0,
-    "stages": 8,
-    "microbatches": 16,
-    "bound_s": 5.1,
-    "systems": {"wantrain": {"median": 5.5}, "torch 1F1B": {"median": 9.9}},
-    "environment": {"cores": 2, "processor": "a processor", "torch": "2.13.0", "when": "2026-01-02T03:04:05"},
+ENVIRONMENT = {"cores": 2, "processor": "a processor", "torch": "2.13.0", "when": "2026-01-02T03:04:05", "commit": "c"}
+
+STEP = {
+    "setting": Setting(62.5e6).as_dict(),
+    "system": "torch 1F1B",
+    "series": "2026-01-02",
+    "step_s": 10.2,
+    "processor_s": [0.5] * 8,
+    "environment": ENVIRONMENT,
 }
 
 LINKS = {
@@ -38,32 +40,41 @@ LINKS = {
         "single_mbit_per_s": {"median": 801.0},
     },
     "one_connection": {"row_mbit_per_s": {"median": 216.4}},
-    "environment": OVERLAP["environment"],
+    "environment": ENVIRONMENT,
 }
 
 
 def test_the_table_is_what_was_measured() -> None:
-    assert readme_table.main(["--check"]) == 0, "run python benchmarks/readme_table.py"
+    assert write_results.main(["--check"]) == 0, "run python benchmarks/write_results.py"
 
 
 def test_without_results_the_table_says_so(tmp_path: Path) -> None:
-    assert readme_table.table(tmp_path) == readme_table.NOTHING
+    assert write_results.table(folder=tmp_path) == write_results.NOTHING
 
 
 def test_the_newest_record_of_a_setting_counts(tmp_path: Path) -> None:
-    older = OVERLAP | {"systems": {"wantrain": {"median": 7.7}}}
-    (tmp_path / "overlap.jsonl").write_text(json.dumps(older) + "\n" + json.dumps(OVERLAP) + "\n", encoding="utf-8")
+    older = STEP | {"step_s": 7.7, "series": "2026-01-01"}
+    (tmp_path / "network.jsonl").write_text(json.dumps(older) + "\n" + json.dumps(STEP) + "\n", encoding="utf-8")
     (tmp_path / "links.jsonl").write_text(json.dumps(LINKS) + "\n", encoding="utf-8")
-    text = readme_table.table(tmp_path)
-    assert "| uplink | activations | their gradients | stages × microbatches | dilation | bound |" in text
-    assert "| 500 Mbit/s | raw:fp32 | raw:fp32 | 8 × 16 | 4 | 5.10 | 5.50 | 9.90 |" in text
+    text = write_results.table(folder=tmp_path)
+    assert "| 8 × 16 | 500 Mbit/s | torch 1F1B | 4 | 10.20 | 10.20–10.20 | 1 | 1606 | 50% |" in text
     assert "| long | 10 × 64 MB | 911 | 801 | 7 | 216 |" in text
     assert "7.7" not in text
 
 
+def test_the_page_has_a_section_for_each_result_file(tmp_path: Path) -> None:
+    (tmp_path / "links.jsonl").write_text(json.dumps(LINKS) + "\n", encoding="utf-8")
+    page = write_results.page(tmp_path)
+    assert "## Links" in page
+    assert "## Predicted" not in page
+    stored = write_results.page()
+    for name, (title, _) in write_results.SECTIONS.items():
+        assert (f"## {title}" in stored) == (write_results.RESULTS / f"{name}.jsonl").exists()
+
+
 def test_a_missing_marker_is_said() -> None:
     with pytest.raises(SystemExit, match="lacks a marker"):
-        readme_table.with_table("no marker", "")
+        write_results.with_table("no marker", "")
 
 
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)#]+)\)", README))))

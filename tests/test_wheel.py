@@ -86,5 +86,12 @@ def test_the_wheel_finds_its_configurations(elsewhere: Path, tmp_path: Path) -> 
     assert "ip netns add a-0" in dry
 
 
+def test_the_wheel_has_the_benchmarks_and_not_their_results(elsewhere: Path, tmp_path: Path) -> None:
+    out = run([elsewhere / "wantrain", "bench", "network", "--show", "--uplinks", "1 Gbit/s"], tmp_path)
+    assert "of bound" in out
+    assert "fitted on the scheduled runs" in run([elsewhere / "wantrain", "bench", "published"], tmp_path)
+    assert not list(elsewhere.parent.glob("lib/*/site-packages/wantrain/benchmarks/results"))
+
+
 def test_the_wheel_says_its_version(elsewhere: Path, tmp_path: Path) -> None:
     assert run([elsewhere / "wantrain", "--version"], tmp_path).startswith("wantrain 0.")

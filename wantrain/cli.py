@@ -151,6 +151,7 @@ def _plan_arguments(parser: argparse.ArgumentParser) -> None:
 def _profile_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="FILE", help="write the profile, or with --links the topology, to this file")
     parser.add_argument("--json", action="store_true", help="print what was measured as JSON")
+    parser.add_argument("--dilation", type=_dilation, default=1.0, metavar="D", help="of the emulated network or job")
     layers = parser.add_argument_group("what layers cost on this machine")
     layers.add_argument("--model", metavar="M", help="a model's shape, by path or name")
     layers.add_argument("--microbatch-size", type=_count, default=1, metavar="B", help="samples a microbatch")
@@ -165,7 +166,6 @@ def _profile_arguments(parser: argparse.ArgumentParser) -> None:
     links.add_argument("--flops", metavar="SPEED", help="its computing speed, for the topology ('15 TFLOP/s')")
     links.add_argument("--profile", metavar="F", help="or a profile that was measured here")
     links.add_argument("--timeout", type=_seconds, default=60.0, metavar="S", help="seconds to wait for a peer")
-    links.add_argument("--dilation", type=_dilation, default=1.0, metavar="D", help="the emulated network's")
 
 
 def _simulate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -202,6 +202,11 @@ def _generate_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _report_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a run directory")
+
+
+def _bench_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("question", metavar="QUESTION", nargs="?", help="which benchmark (default: list them)")
+    parser.add_argument("options", nargs=argparse.REMAINDER, help="its own options; --help says which")
 
 
 def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
@@ -280,6 +285,12 @@ SUBCOMMANDS = (
     ),
     Subcommand("generate", "print text from what was trained", _generate_arguments, "wantrain.training.sample:run"),
     Subcommand("report", "write a run's HTML page", _report_arguments, "wantrain.report.page:run"),
+    Subcommand(
+        "bench",
+        "what a network costs, and the other questions of the benchmark suite",
+        _bench_arguments,
+        "wantrain.benching:run",
+    ),
 )
 
 

@@ -79,8 +79,9 @@ def _measure_machine(args: argparse.Namespace, progress: Callable[[str], None]) 
     source = _source(args, device)
     try:
         measured = measure_layers(
-            config, args.microbatch_size, device=device, source=source, dtype=args.dtype, progress=progress
-        )
+            config, args.microbatch_size, device=device, source=source, dtype=args.dtype, dilation=args.dilation,
+            progress=progress,
+        )  # fmt: skip
     except (torch.OutOfMemoryError, MemoryError):
         raise ConfigError(
             f"a microbatch of {args.microbatch_size} does not fit into the memory of {device}"

@@ -1,6 +1,6 @@
 """Find the files that come with wantrain, in a checkout and in an installed wheel alike.
 
-A checkout keeps them in `configs/` beside the package; the wheel carries that folder inside it, as `wantrain/configs`.
+A checkout keeps them in `configs/` and `benchmarks/` beside the package; the wheel carries both folders inside it.
 """
 
 from __future__ import annotations
@@ -25,8 +25,16 @@ def program() -> str:
 
 def configs_folder() -> Path:
     """Return the folder of the shipped configurations."""
-    inside, beside = _PACKAGE / "configs", _PACKAGE.parent / "configs"
-    return beside if (_PACKAGE.parent / "pyproject.toml").exists() else inside
+    return _folder("configs")
+
+
+def benchmarks_folder() -> Path:
+    """Return the folder of the benchmark programs."""
+    return _folder("benchmarks")
+
+
+def _folder(name: str) -> Path:
+    return (_PACKAGE.parent if (_PACKAGE.parent / "pyproject.toml").exists() else _PACKAGE) / name
 
 
 def shipped(kind: str) -> list[str]:

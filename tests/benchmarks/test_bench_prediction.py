@@ -11,14 +11,18 @@ STORED = stored_runs()
 
 
 def test_what_was_run_are_the_cases_as_they_stand() -> None:
-    assert {run.case for run in STORED} <= set(CASES), "run python benchmarks/bench_prediction.py --go-on"
-    assert len({run.case for run in STORED}) >= 12
+    assert {run.case for run in STORED} == set(CASES), "run python benchmarks/bench_prediction.py --go-on"
+    assert len(CASES) >= 24
+    assert sum(run.exposed_share >= 0.3 for run in STORED) >= 8
 
 
 def test_step_times_are_still_predicted() -> None:
-    errors = [abs(predict(run.plan, run.topology, run.profile)[0].step_s / run.measured_s - 1) for run in STORED]
-    assert statistics.median(errors) <= 0.05
-    assert max(errors) <= 0.1
+    def error(run: StoredRun) -> float:
+        return abs(predict(run.plan, run.topology, run.profile)[0].step_s / run.measured_s - 1)
+
+    assert statistics.median(map(error, STORED)) <= 0.05
+    assert max(error(run) for run in STORED if not run.case.is_real) <= 0.1
+    assert max(map(error, STORED)) <= 0.2  # real layers on shared cores: their speed changes between profile and run
 
 
 @pytest.mark.parametrize("run", STORED, ids=lambda run: run.case.name)

@@ -87,3 +87,12 @@ def test_spread_is_half_of_what_holds_the_middle_half() -> None:
     times = LayerTimes([0.9, 1.0, 1.0, 1.1, 1.2], [1.0] * 5)
     low, middle, high = statistics.quantiles([1.9, 2.0, 2.0, 2.1, 2.2], n=4)
     assert times.spread == pytest.approx((high - low) / 2 / middle)
+
+
+def test_a_dilated_profile_rests_after_every_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(layer_profiler.time, "sleep", slept.append)
+    measured = measure_layers(MODEL, 1, device=CPU, source="measured", dilation=3.0)
+    at_work_s = sum(sum(one.forward_s) + sum(one.backward_s) for one in measured.times.values())
+    in_a_round = len(slept) // (measured.num_rounds + 1)  # the first round's times don't count
+    assert sum(slept[in_a_round:]) == pytest.approx(2 * at_work_s)

@@ -66,10 +66,14 @@ def measure_layers(
     device: torch.device,
     source: str,
     dtype: str = "fp32",
+    dilation: float = 1.0,
     progress: Callable[[str], None] = lambda _: None,
 ) -> LayerMeasurement:
-    """Measure a GPT's layers on a device with the threads that torch now has; raise OutOfMemoryError as torch does."""
-    chain = _Chain(config, microbatch_size, device, dtype)
+    """Measure a GPT's layers on a device with the threads that torch now has; raise OutOfMemoryError as torch does.
+
+    With a dilation, the pauses of a dilated job follow each layer: a processor that has rested finds its caches cold.
+    """
+    chain = _Chain(config, microbatch_size, device, dtype, dilation)
     counted = gpt_profile(config, microbatch_size)
     sizes = {kind: chain.sizes(kind) for kind in chain.kinds}
     began = time.monotonic()
@@ -111,11 +115,13 @@ def _kind(layer: int, num_layers: int) -> str:
 class _Chain:
     """Embedding, blocks and head in a row, and what goes through them."""
 
-    def __init__(self, config: ModelConfig, microbatch_size: int, device: torch.device, dtype: str) -> None:
+    def __init__(
+        self, config: ModelConfig, microbatch_size: int, device: torch.device, dtype: str, dilation: float
+    ) -> None:
         total = config.num_layers_total
         own = [0, *range(1, 1 + min(NUM_BLOCKS, config.num_layers)), total - 1]
         self.kinds = [_kind(layer, total) for layer in own]
-        self._device, self._dtype = device, dtype
+        self._device, self._dtype, self._dilation = device, dtype, dilation
         self._layers = [gpt.build_layers(config, layer, layer + 1, 0)[0].to(device) for layer in own]
         gpt.set_dropout_keys(self._layers, 0, 0, range(microbatch_size))
         self._stages = [
@@ -133,11 +139,13 @@ class _Chain:
             began = self._now_s()
             hidden = stage.forward(0, hidden, self._tokens if i == last else None)
             times[kind].forward_s.append(self._now_s() - began)
+            time.sleep((self._dilation - 1) * times[kind].forward_s[-1])
         grad: Tensor | None = None
         for stage, kind in zip(self._stages[::-1], self.kinds[::-1], strict=True):
             began = self._now_s()
             grad = stage.backward(0, grad)
             times[kind].backward_s.append(self._now_s() - began)
+            time.sleep((self._dilation - 1) * times[kind].backward_s[-1])
 
     def sizes(self, kind: str) -> dict[str, int]:
         """Return bytes of weights, elements of the output, and bytes that are kept for the backward."""

@@ -1,0 +1,354 @@
+"""What does my network cost, and what does compression buy back? Pipelines over a sweep of emulated networks.
+
+A model's layers sleep for a V100's seconds on eight stages; payloads, schedules and the shaped network are real. Every
+worker's uplink is shared by what it sends forwards and back. Systems of one setting take turns, step by step, on the
+same standing network with the same dilation. Beside each stands the bound: a work-conserving schedule with everything
+overlapped and unlimited memory, for that system's payloads.
+
+    wantrain bench network --quick          two networks, four stages: under five minutes
+    wantrain bench network                  10 Gbit/s to 100 Mbit/s, then latencies to 100 ms, all systems
+    wantrain bench network --uplinks "500 Mbit/s" --systems "torch 1F1B,raw,aqsgd:3/quantized:6" --microbatches 32
+
+Systems: torch 1F1B, torch GPipe, torch zero bubble, DeepSpeed; of wantrain raw, raw fp16, quantized, aqsgd, or any
+FORWARD/BACKWARD codecs. Every step is kept when it ends: a sweep that was killed goes on where it stopped, and steps
+that the results hold are not measured again (`--again` does). A page with pictures, network.html, is written beside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from harness import RESULTS, ProcessorTime, append_result, read_results, tied
+from network_setting import OWN, PEERS, Setting, System, parse_systems
+from pipeline_turns import add_work_arguments
+from wantrain.errors import ConfigError, RunError, WantrainError
+from wantrain.scheduler.cost_model import predict
+from wantrain.units import format_bytes, format_time, parse_bytes_per_s, parse_time_s
+
+NAME = "network"
+UPLINKS = "10 Gbit/s,1 Gbit/s,500 Mbit/s,300 Mbit/s,100 Mbit/s"
+LATENCIES = "1 ms,10 ms,30 ms,100 ms"
+LATENCIES_AT = "500 Mbit/s"
+
+_WIDTH = 150
+"""Columns that the table takes; a narrower terminal breaks its lines."""
+
+_START_S = 12.0
+"""Seconds until eight processes have imported torch, for the time left; from two cores."""
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A system in a setting: its steps so far, and what they are held against."""
+
+    setting: Setting
+    system: System
+    steps: tuple[Record, ...]
+
+    @property
+    def step_s(self) -> float:
+        """The median of the undilated steps."""
+        return statistics.median(self.seconds)
+
+    @property
+    def seconds(self) -> list[float]:
+        return [record["step_s"] for record in self.steps]
+
+    @property
+    def bound_s(self) -> float:
+        return self.setting.bound_s(self.system)
+
+    @property
+    def predicted_s(self) -> float | None:
+        """What the cost model says; None for another's program."""
+        found: float | None = self.steps[-1].get("predicted_s")
+        return found
+
+    @property
+    def processor_s(self) -> float:
+        """Undilated processor seconds of a step, the busiest rank's."""
+        middle: float = statistics.median(max(record["processor_s"]) for record in self.steps)
+        return middle
+
+    @property
+    def payload_bytes(self) -> int:
+        """Of a whole step, over all boundaries."""
+        return sum(self.setting.payloads(self.system)) * self.setting.microbatches * (self.setting.stages - 1)
+
+
+def rows_of(records: Iterable[Record]) -> list[Row]:
+    """Return one row for each setting and system, in the order of their first steps; only the newest series counts."""
+    found: dict[tuple[Setting, System], list[Record]] = {}
+    for record in records:
+        key = Setting(**record["setting"]), System.parse(record["system"])
+        steps = found.setdefault(key, [])
+        if steps and steps[-1]["series"] != record["series"]:
+            steps.clear()
+        steps.append(record)
+    return [Row(*key, tuple(steps)) for key, steps in found.items()]
+
+
+def default_dilation(uplink_bytes_per_s: float) -> float:
+    """Return by how much a network of this speed is slowed for a machine of few cores."""
+    return 8.0 if uplink_bytes_per_s > 2.5e8 else 4.0
+
+
+def default_systems() -> list[str]:
+    """Return all peers that are installed, and wantrain's codecs."""
+    has_deepspeed = importlib.util.find_spec("deepspeed") is not None
+    return [name for name in PEERS if name != "DeepSpeed" or has_deepspeed] + list(OWN)
+
+
+def settings_of(args: argparse.Namespace) -> list[Setting]:
+    """Return the sweep: uplinks, then latencies at one of them."""
+    base = Setting(1.0, 0.0, args.model, args.stages, args.microbatches)
+    uplinks = [parse_bytes_per_s(one) for one in args.uplinks.split(",") if one]
+    latencies = [parse_time_s(one) for one in args.latencies.split(",") if one]
+    pairs = [(uplink, 0.0) for uplink in uplinks] + [(parse_bytes_per_s(LATENCIES_AT), one) for one in latencies]
+    return [
+        replace(base, uplink_bytes_per_s=uplink, latency_s=latency, dilation=args.dilation or default_dilation(uplink))
+        for uplink, latency in pairs
+    ]
+
+
+def missing(rows: Sequence[Row], setting: Setting, system: System, repeats: int) -> int:
+    """Return how many steps are still to be measured."""
+    return max(0, repeats - sum(len(row.steps) for row in rows if (row.setting, row.system) == (setting, system)))
+
+
+def expected_s(setting: Setting, system: System, steps: int) -> float:
+    """Return about how long some steps take on the clock: twice the bound where sends hold up computing."""
+    return steps * setting.dilation * setting.bound_s(system) * (1.05 if system.is_own else 2.0)
+
+
+def measure(setting: Setting, systems: Sequence[System], args: argparse.Namespace, repeats: int) -> Iterator[Record]:
+    """Let systems take turns inside an emulated network; yield each step as it ends, warm-up too.
+
+    Raises RunError where a rank failed, with the last of its words.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        network = Path(folder, "uplinks.toml")
+        network.write_text(setting.topology_text(), encoding="utf-8")
+        command = [
+            sys.executable, "-m", "wantrain", "emulate", str(network), "--dilation", f"{setting.dilation:g}", "--",
+            sys.executable, str(Path(__file__).with_name("pipeline_turns.py")),
+            "--model", setting.model, "--stages", str(setting.stages), "--microbatches", str(setting.microbatches),
+            "--uplink", f"{setting.uplink_bytes_per_s * 8!r} bit/s", "--latency", f"{setting.latency_s * 1e3!r} ms",
+            "--dilation", repr(setting.dilation), "--warmups", str(args.warmups), "--repeats", str(repeats),
+            "--systems", ";".join(system.name for system in systems),
+        ]  # fmt: skip
+        words: list[str] = []
+        with subprocess.Popen(tied(command), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+            assert process.stdout is not None
+            try:
+                for line in process.stdout:
+                    words.append(line.rstrip())
+                    _, found, said = line.partition('| {"system"')
+                    if found:
+                        yield json.loads('{"system"' + said)
+            except BaseException:
+                process.terminate()
+                raise
+        if process.returncode:
+            raise RunError(f"{setting.title}: {_reason(words)}")
+
+
+def _reason(words: Sequence[str]) -> str:
+    telling = [line for line in words if "Error" in line or "wantrain:" in line]
+    return (telling or list(words) or ["no rank said why"])[-1]
+
+
+def sweep(args: argparse.Namespace, systems: Sequence[System], console: Console) -> None:
+    """Measure what the results lack."""
+    settings, folder = settings_of(args), args.out
+    rows = [] if args.again else rows_of(_steps(folder))
+    series = {(row.setting, row.system): row.steps[-1]["series"] for row in rows}
+    todo = [
+        (setting, [(system, count) for system in systems if (count := missing(rows, setting, system, args.repeats))])
+        for setting in settings
+    ]
+    todo = [(setting, lacking) for setting, lacking in todo if lacking]
+    total = sum(_START_S + sum(expected_s(s, one, n + args.warmups) for one, n in lacking) for s, lacking in todo)
+    wanted = len(settings) * len(systems) * args.repeats
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    there = wanted - sum(n for _, lacking in todo for _, n in lacking)
+    console.print(f"{wanted} steps, {there} of them in {folder}; about {format_time(total)} to go")
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=total)
+        for setting, lacking in todo:
+            for record in _measure_setting(setting, dict(lacking), args):
+                system = System.parse(record["system"])
+                progress.update(
+                    task, description=f"{setting.title}, {system.name}", advance=expected_s(setting, system, 1)
+                )
+                if record["turn"] >= 0:
+                    own = {"series": series.get((setting, system), now)}
+                    append_result(NAME, own | record, folder)
+
+
+def _measure_setting(setting: Setting, lacking: dict[System, int], args: argparse.Namespace) -> Iterator[Record]:
+    """Yield each step of one setting as it ends; systems that lack more steps than others go on alone."""
+    while lacking:
+        repeats = min(lacking.values())
+        predicted = {one.name: _predicted_s(setting, one) for one in lacking}
+        before = ProcessorTime.now()
+        for record in measure(setting, list(lacking), args, repeats):
+            now = ProcessorTime.now()
+            yield {
+                "benchmark": NAME,
+                "setting": setting.as_dict(),
+                "emulated": "compute and network",
+                "bound_s": setting.bound_s(System.parse(record["system"])),
+                "predicted_s": predicted[record["system"]],
+                "stolen": round(now.stolen_since(before), 3),
+            } | record
+            before = now
+        lacking = {system: n - repeats for system, n in lacking.items() if n > repeats}
+
+
+def _predicted_s(setting: Setting, system: System) -> float | None:
+    if not system.is_own:
+        return None
+    return predict(setting.plan(system), setting.topology(), setting.profile())[0].step_s
+
+
+def _steps(folder: Path) -> list[Record]:
+    return read_results(NAME, folder)
+
+
+def reference(rows: Sequence[Row], row: Row) -> Row | None:
+    """Return wantrain uncompressed at 10 Gbit/s, with the same work: what a slow network is held against."""
+    raw = System.parse("raw")
+    work = replace(row.setting, uplink_bytes_per_s=1.25e9, latency_s=0.0, dilation=0.0)
+    return next((one for one in rows if one.system == raw and replace(one.setting, dilation=0.0) == work), None)
+
+
+def best_peer_s(rows: Sequence[Row], row: Row) -> float | None:
+    """Return the step of the fastest other program in the same setting."""
+    return min((one.step_s for one in rows if one.setting == row.setting and not one.system.is_own), default=None)
+
+
+HEAD = (
+    "uplink", "system", "d", "step s", "spread", "n", "tokens/s", "of bound", "over 10G raw", "best peer", "sent",
+    "predicted", "processor s",
+)  # fmt: skip
+"""Of a row: dilation, seconds a step, least and greatest, number of steps, tokens per second, the bound over the step,
+by how much it is slower than wantrain raw at 10 Gbit/s, how many times as long the best other program takes, bytes a
+step, the predicted step, and the busiest rank's processor seconds a step, undilated."""
+
+
+def cells(rows: Sequence[Row], row: Row) -> list[str]:
+    """Return a row as the table prints it, in the order of `HEAD`."""
+    base, peer = reference(rows, row), best_peer_s(rows, row)
+    return [
+        row.setting.title,
+        row.system.name,
+        f"{row.setting.dilation:g}",
+        f"{row.step_s:.2f}",
+        f"{min(row.seconds):.2f}–{max(row.seconds):.2f}",
+        str(len(row.steps)),
+        f"{row.setting.tokens / row.step_s:.0f}",
+        f"{row.bound_s / row.step_s:.0%}",
+        f"{row.step_s / base.step_s - 1:+.0%}" if base else "",
+        f"{peer / row.step_s:.2f}×" if peer else "",
+        format_bytes(row.payload_bytes),
+        f"{row.predicted_s:.2f}" if row.predicted_s else "",
+        f"{row.processor_s:.2f}",
+    ]
+
+
+def print_table(rows: Sequence[Row], console: Console) -> None:
+    """Print all rows of the settings that were asked for."""
+    table = Table(box=None, header_style="bold")
+    for name in HEAD:
+        table.add_column(name, no_wrap=True, justify="left" if name in HEAD[:2] else "right")
+    for row in rows:
+        table.add_row(*cells(rows, row))
+    console.print(table)
+
+
+def chosen(rows: Sequence[Row], settings: Sequence[Setting], systems: Sequence[System]) -> list[Row]:
+    """Return the rows of a sweep, by setting, as its systems were named."""
+    return [row for setting in settings for system in systems for row in rows
+            if (row.setting, row.system) == (setting, system)]  # fmt: skip
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_work_arguments(parser)
+    parser.add_argument("--quick", action="store_true", help="two networks, four stages, one step each")
+    parser.add_argument("--uplinks", default=UPLINKS, help="comma separated (default: %(default)s)")
+    parser.add_argument("--latencies", default=LATENCIES, help=f"at {LATENCIES_AT} (default: %(default)s; '' for none)")
+    parser.add_argument("--systems", default=",".join(default_systems()), help="comma separated (default: %(default)s)")
+    parser.add_argument("--dilation", type=float, help="slow all down (default: 4, above 2 Gbit/s 8)")
+    parser.add_argument("--again", action="store_true", help="measure anew what the results hold")
+    parser.add_argument("--show", action="store_true", help="measure nothing: the table and the page of what is there")
+    parser.add_argument("--against", type=Path, metavar="FOLDER", help="compare with another sweep's results")
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="where results are kept")
+    args = parser.parse_args(argv)
+    if args.quick:
+        args.uplinks, args.latencies, args.stages, args.microbatches = "10 Gbit/s,500 Mbit/s", "", 4, 8
+        args.systems, args.repeats = "torch 1F1B,raw,aqsgd", 1
+    if args.repeats < 1 or args.warmups < 1:
+        parser.error("at least one step of each system must count, after at least one to warm up")
+    return args
+
+
+def main() -> int:
+    args = parse_arguments()
+    console = Console(width=max(_WIDTH, Console().width))
+    try:
+        systems = parse_systems(args.systems)
+        settings = settings_of(args)
+        if any(s.name == "DeepSpeed" for s in systems) and importlib.util.find_spec("deepspeed") is None:
+            raise ConfigError("DeepSpeed isn't installed; pip install 'wantrain[deepspeed]', or leave it out")
+        if not args.show:
+            sweep(args, systems, console)
+    except (WantrainError, ValueError) as caught:
+        print(f"wantrain bench network: {caught}", file=sys.stderr)
+        return caught.exit_status if isinstance(caught, WantrainError) else 2
+    rows = chosen(rows_of(_steps(args.out)), settings, systems)
+    print_table(rows, console)
+    if rows:
+        from network_page import write_page
+
+        console.print(f"pictures: {write_page(rows, args.out)}")
+    if args.against:
+        print_comparison(rows, chosen(rows_of(_steps(args.against)), settings, systems), console)
+    return 0
+
+
+def print_comparison(rows: Sequence[Row], others: Sequence[Row], console: Console) -> None:
+    """Print each row's median beside another sweep's, and whether the two spreads meet."""
+    table = Table("network", "system", "step s", "other", "change", "spreads meet", box=None, header_style="bold")
+    for row in rows:
+        for other in others:
+            if (row.setting, row.system) == (other.setting, other.system):
+                meet = min(row.seconds) <= max(other.seconds) and min(other.seconds) <= max(row.seconds)
+                table.add_row(
+                    row.setting.title, row.system.name, f"{row.step_s:.2f}", f"{other.step_s:.2f}",
+                    f"{row.step_s / other.step_s - 1:+.1%}", "yes" if meet else "no",
+                )  # fmt: skip
+    console.print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,217 @@
+"""What `bench_network.py` compares: who pipelines, over which network, and the least that a step can take there.
+
+A setting is one emulated network and one shape of work; the systems of a setting take turns on it. Compute is emulated:
+a stage's layers sleep for the seconds that a V100 takes in fp32, six layers of GPT-2 XL 31 ms forward and 62 ms
+backward for a microbatch of one sample, and as many operations per second with other models' layers.
+"""
+
+from __future__ import annotations
+
+import heapq
+import tomllib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Self
+
+from wantrain.errors import ConfigError, TopologyError, did_you_mean
+from wantrain.model_config import ModelConfig
+from wantrain.plan import Plan
+from wantrain.profile import LayerProfile, ModelProfile, gpt_profile
+from wantrain.resources import find_config
+from wantrain.scheduler.solve import make_plan
+from wantrain.topology import DEFAULT_FLOPS_PER_S, Topology
+from wantrain.units import format_bandwidth, format_time
+from wantrain.wire import payload_bytes
+
+PEERS = ("torch 1F1B", "torch GPipe", "torch zero bubble", "DeepSpeed")
+
+OWN = {
+    "raw": ("raw:fp32", "raw:fp32"),
+    "raw fp16": ("raw:fp16", "raw:fp16"),
+    "quantized": ("quantized:4", "quantized:8"),
+    "aqsgd": ("aqsgd:4", "quantized:8"),
+}
+"""Short names of wantrain with a codec for activations and one for their gradients."""
+
+_XL_SIX_LAYERS_S = 0.031
+
+
+@dataclass(frozen=True)
+class System:
+    """Who pipelines: another's program by its name, or wantrain with a codec each way."""
+
+    name: str
+    forward: str = "raw:fp32"
+    backward: str = "raw:fp32"
+    is_own: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read a peer's name, a short name of `OWN`, or FORWARD/BACKWARD; raise ConfigError for anything else."""
+        if text in PEERS:
+            return cls(text)
+        forward, _, backward = text.removeprefix("wantrain ").partition("/")
+        if not backward:
+            known = [*PEERS, *OWN]
+            if forward not in OWN:
+                hint = did_you_mean(text, known)
+                raise ConfigError(f"no system '{text}'{hint}; expected {', '.join(known)}, or FORWARD/BACKWARD")
+            forward, backward = OWN[forward]
+        for codec in (forward, backward):
+            payload_bytes(codec, (1, 1))  # refuses what is none
+        return cls(f"wantrain {forward}/{backward}", forward, backward, is_own=True)
+
+
+def parse_systems(text: str) -> list[System]:
+    """Read a list of systems, parted by commas, or by semicolons where a codec's own name has commas."""
+    return [System.parse(one.strip()) for one in text.split(";" if ";" in text else ",")]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A network of like workers, each with an uplink of its own, and a step's work."""
+
+    uplink_bytes_per_s: float
+    latency_s: float = 0.0
+    """One way, between any two."""
+    model: str = "gpt2_xl"
+    stages: int = 8
+    microbatches: int = 16
+    dilation: float = 4.0
+
+    def __post_init__(self) -> None:
+        if self.config.num_layers % self.stages:
+            raise ConfigError(
+                f"{self.model} has {self.config.num_layers} layers, which {self.stages} stages can't share evenly"
+            )
+
+    @cached_property
+    def config(self) -> ModelConfig:
+        """The model's shape."""
+        return ModelConfig.load(find_config("models", self.model, ConfigError))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of a microbatch's activation: one sample."""
+        return 1, self.config.seq_len, self.config.hidden
+
+    @property
+    def forward_s(self) -> float:
+        """Seconds of a microbatch forward in one stage; backward takes twice as long."""
+        layer = gpt_profile(self.config, 1).layers[1]
+        return self.config.num_layers / self.stages * layer.forward_flops / _flops_per_s()
+
+    @property
+    def backward_s(self) -> float:
+        """Seconds of a microbatch backward in one stage."""
+        return 2 * self.forward_s
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a step."""
+        return self.microbatches * self.config.seq_len
+
+    @property
+    def title(self) -> str:
+        """What a table says of it."""
+        latency = f", {format_time(self.latency_s)}" if self.latency_s else ""
+        return f"{format_bandwidth(self.uplink_bytes_per_s)}{latency}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what a record keeps."""
+        return asdict(self)
+
+    def topology_text(self) -> str:
+        """Return a topology of workers that share nothing but each its own uplink among its links."""
+        rate = f"{self.uplink_bytes_per_s * 8!r} bit/s"
+        latency = f"{self.latency_s * 1e3!r} ms"
+        return (
+            f'source = "chosen"\n[[worker]]\nname = "w"\ncount = {self.stages}\nsite = "wan"\nuplink = "{rate}"\n'
+            f'[[link]]\nwithin = "wan"\nbandwidth = "{rate}"\nlatency = "{latency}"\n'
+        )
+
+    def topology(self) -> Topology:
+        """Return the network."""
+        return Topology.parse({"name": "uplinks"} | tomllib.loads(self.topology_text()), TopologyError, self.title)
+
+    def profile(self) -> ModelProfile:
+        """Return a profile with one layer for each stage, for a topology's workers of the default speed."""
+        elements = self.shape[1] * self.shape[2]
+        layer = LayerProfile(
+            name="stage",
+            forward_flops=self.forward_s * DEFAULT_FLOPS_PER_S,
+            backward_flops=self.backward_s * DEFAULT_FLOPS_PER_S,
+            parameter_bytes=0,
+            activation_elements=elements,
+            stored_bytes=4 * elements,
+        )
+        return ModelProfile(microbatch_size=1, layers=(layer,) * self.stages)
+
+    def payloads(self, system: System) -> tuple[int, int]:
+        """Return the bytes of one microbatch's activation and of its gradient on the wire."""
+        return payload_bytes(system.forward, self.shape), payload_bytes(system.backward, self.shape)
+
+    def bound_s(self, system: System) -> float:
+        """Return the seconds below which no step with this system's payloads can be."""
+        return bound_s(
+            (self.stages, self.microbatches), self.payloads(system), self.uplink_bytes_per_s,
+            (self.forward_s, self.backward_s), self.latency_s,
+        )  # fmt: skip
+
+    def plan(self, system: System) -> Plan:
+        """Return the plan that wantrain follows here."""
+        return make_plan(
+            self.topology(), self.profile(), batch_size=self.microbatches, num_stages=self.stages,
+            forward_codec=system.forward, backward_codec=system.backward,
+        )  # fmt: skip
+
+
+def _flops_per_s() -> float:
+    """Return the speed at which six layers of GPT-2 XL take as long as they do on a V100 in fp32."""
+    xl = ModelConfig.load(find_config("models", "gpt2_xl", ConfigError))
+    return 6 * gpt_profile(xl, 1).layers[1].forward_flops / _XL_SIX_LAYERS_S
+
+
+def bound_s(
+    shape: tuple[int, int],
+    payloads: Sequence[float],
+    bytes_per_s: float,
+    compute_s: tuple[float, float],
+    latency_s: float = 0.0,
+) -> float:
+    """Return the step of a work-conserving schedule: stages do one thing at a time, backward first, sends leave a
+    worker one after another as they are ready, memory is unlimited.
+
+    `shape`: stages and microbatches; `payloads`: bytes of an activation and of a gradient; `compute_s`: a stage's
+    seconds forward and backward.
+    """
+    stages, microbatches = shape
+    here_f: list[set[int]] = [set(range(microbatches)), *(set() for _ in range(stages - 1))]
+    here_b: list[set[int]] = [set() for _ in range(stages)]
+    done_f, done_b, busy, up = [0] * stages, [0] * stages, [0.0] * stages, [0.0] * stages
+    queue: list[tuple[float, int, int, tuple[set[int], int] | None]] = [(0.0, s, s, None) for s in range(stages)]
+    order, end = stages, 0.0
+    while queue:
+        now, _, s, arrival = heapq.heappop(queue)
+        if arrival is not None:
+            arrival[0].add(arrival[1])
+        if busy[s] > now:
+            continue
+        is_backward = done_b[s] in here_b[s]
+        if not is_backward and (done_f[s] not in here_f[s] or done_f[s] == microbatches):
+            continue
+        m = done_b[s] if is_backward else done_f[s]
+        busy[s] = now + compute_s[is_backward]
+        end = max(end, busy[s])
+        done_b[s], done_f[s] = done_b[s] + is_backward, done_f[s] + (not is_backward)
+        target = s - 1 if is_backward else s + 1
+        if 0 <= target < stages:
+            up[s] = max(busy[s], up[s]) + payloads[is_backward] / bytes_per_s
+            queue_item = (up[s] + latency_s, order, target, ((here_b if is_backward else here_f)[target], m))
+            heapq.heappush(queue, queue_item)
+        elif not is_backward:
+            here_b[s].add(m)
+        heapq.heappush(queue, (busy[s], order + 1, s, None))
+        order += 2
+    return end

@@ -1,0 +1,246 @@
+"""Write docs/results.md and the README's part of it from the measured records, so that no figure is typed by hand.
+
+    python benchmarks/write_results.py            write both, and the pictures
+    python benchmarks/write_results.py --check    status 1 where a table differs from what would be written
+
+The newest record of each setting counts; the older ones stay in `benchmarks/results/`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from bench_convergence import table as convergence_table
+from bench_network import HEAD, cells, rows_of
+from bench_network import Row as NetworkRow
+from bench_prediction import stored_runs
+from harness import RESULTS, read_results
+
+ROOT = Path(__file__).resolve().parent.parent
+
+Record = dict[str, Any]
+
+BEGIN, END = "<!-- results: written by benchmarks/write_results.py -->\n", "<!-- end of results -->\n"
+
+NOTHING = "No results have been recorded yet.\n"
+
+INTRO = (
+    "As measured, from `benchmarks/results/`; `python benchmarks/write_results.py` writes this page. Compute and"
+    " network are emulated where a table says so. Figures are only compared within one run on one machine.\n"
+)
+
+
+def newest(records: list[Record], key: Callable[[Record], object]) -> list[Record]:
+    """Return the last record of each setting, in the order in which settings first came up."""
+    return list({key(record): record for record in records}.values())
+
+
+def network_rows(records: list[Record]) -> Iterator[str]:
+    """Yield the table of pipelines by network, wantrain's beside others'."""
+    rows = rows_of(records)
+    yield (
+        "Seconds a step of GPT-2 XL's shapes, compute and network emulated: the median of `n` steps at dilation `d`;"
+        " how near the bound of a work-conserving schedule; how much longer than wantrain uncompressed at 10 Gbit/s;"
+        " how many times as long the best other program takes; the busiest rank's processor seconds, undilated:\n"
+    )
+    yield _row(["stages × microbatches", *HEAD])
+    yield _row(["---"] * (1 + len(HEAD)))
+    for row in sorted(rows, key=_place):
+        yield _row([f"{row.setting.stages} × {row.setting.microbatches}", *cells(rows, row)])
+    yield f"\n`wantrain bench network` prints it{_where(records[-1])}.\n"
+
+
+def _place(row: NetworkRow) -> tuple[object, ...]:
+    one = row.setting
+    return one.model, one.stages, one.microbatches, -one.uplink_bytes_per_s, one.latency_s
+
+
+def link_rows(records: list[Record]) -> Iterator[str]:
+    """Yield the table of what a channel carries over a link, beside a single connection."""
+    last = newest(records, lambda one: (one["topology"], one["bytes"], one["count"], one["dilation"]))
+    yield "Mbit/s of payload over one link (median):\n"
+    yield _row(["topology", "payloads", "in a row", "a single one", "connections", "one connection, in a row"])
+    yield _row(["---"] * 6)
+    for record in last:
+        channel, alone = record["channel"], record["one_connection"]
+        yield _row(
+            [
+                Path(record["topology"]).stem,
+                f"{record['count']} × {record['bytes'] / 1e6:g} MB",
+                f"{channel['row_mbit_per_s']['median']:.0f}",
+                f"{channel['single_mbit_per_s']['median']:.0f}",
+                str(channel["transport"]["num_connections"]),
+                f"{alone['row_mbit_per_s']['median']:.0f}",
+            ]
+        )
+    command = "wantrain emulate benchmarks/long_link.toml -- python benchmarks/bench_links.py"
+    yield f"\n`{command}` prints it{_where(last[-1])}.\n"
+
+
+def convergence_rows(records: list[Record]) -> Iterator[str]:
+    """Yield the table of held-out losses with each codec; only the newest experiment's runs."""
+    last = [one for one in records if one["experiment"] == records[-1]["experiment"]]
+    seeds = len({one["seed"] for one in last})
+    experiment = last[-1]["experiment"]
+    yield (
+        f"Held-out loss after fine-tuning a small GPT for {last[-1]['epochs']:g} epochs on {experiment['text']},"
+        f" {seeds} seeds; lower is better:\n"
+    )
+    yield convergence_table(last)
+    yield f"\n`python benchmarks/bench_convergence.py --data FILE` prints it{_where(last[-1])}.\n"
+
+
+def prediction_rows(records: list[Record]) -> Iterator[str]:
+    """Yield the table of whole jobs on the emulated WAN, each predicted before it ran."""
+    rows, errors = [], []
+    for run in stored_runs(records):
+        error = run.predicted_s / run.measured_s - 1
+        errors.append(abs(error))
+        numbers = [f"{run.predicted_s:.3f}", f"{run.measured_s:.3f}", f"{error:+.1%}", f"{run.exposed_share:.0%}"]
+        rows.append(_row([run.case.name, *numbers, f"{run.stolen:.0%}"]))
+    yield (
+        f"Seconds a step, predicted before the run and measured, {len(rows)} jobs: off by"
+        f" {statistics.median(errors):.1%} in the median, {max(errors):.1%} at worst. Stolen: the share of the"
+        " processors' time that went to other machines meanwhile.\n"
+    )
+    yield _row(["job", "predicted", "measured", "error", "communication not hidden", "stolen"])
+    yield _row(["---"] * 6)
+    yield from rows
+    yield f"\n`wantrain bench prediction` prints it{_where(records[-1])}.\n"
+
+
+def planning_rows(records: list[Record]) -> Iterator[str]:
+    """Yield the table of placements that ran beside each other."""
+    last = [record for record in records if record["benchmark"] == "placement"][-1]
+    best = last["entries"][0]["step_s"]["median"]
+    yield "Eight workers of uneven speed in eight regions, one plan after the other with the same codecs:\n"
+    yield _row(["placement", "predicted", "measured", "error", "times planned"])
+    yield _row(["---"] * 5)
+    for one in last["entries"]:
+        seen, said = one["step_s"]["median"], one["predicted_s"]
+        yield _row([one["name"], f"{said:.2f} s", f"{seen:.2f} s", f"{said / seen - 1:+.1%}", f"{seen / best:.2f}"])
+    yield f"\n`wantrain bench planning --placement` prints it{_where(last)}.\n"
+
+
+def slow_network_rows(records: list[Record]) -> Iterator[str]:
+    """Yield the table of what the published worldwide network costs a plan."""
+    last = newest(records, lambda one: (one["layers"], one["batch"]))
+    yield (
+        "GPT-3 XL's layers on 64 V100s in eight regions (DT-FM's network), predicted seconds a step. Data centre:"
+        " theirs as published, ours as planned here for the same machines. Independent: each pair has its own rate;"
+        " shared: 2 Gbit/s a worker for all it sends and receives. Compressed: bits that hold for data seen once.\n"
+    )
+    kinds = ("independent raw", "independent compressed", "shared raw", "shared compressed")
+    yield _row(["layers", "batch", "their data centre", "ours", *kinds])
+    yield _row(["---"] * (4 + len(kinds)))
+    for record in last:
+        theirs, ours = record["their_data_centre_s"], record["data_centre_s"]
+        found = [record[kind]["step_s"] for kind in kinds]
+        shares = [f"{one:.1f} ({one / theirs:.2f}× theirs, {one / ours:.2f}× ours)" for one in found]
+        yield _row([str(record["layers"]), str(record["batch"]), f"{theirs:.1f}", f"{ours:.1f}", *shares])
+    yield f"\n`wantrain bench slow-network` prints it{_where(last[-1])}.\n"
+
+
+def scheduler_rows(records: list[Record]) -> Iterator[str]:
+    """Yield what is known of the plans: how far from the optimum, how fast."""
+    found = {key: value for record in records for key, value in record.items() if key != "environment"}
+    if "quality" in found:
+        one = found["quality"]
+        yield (
+            f"{one['cases']} random cases of up to eight workers against an exact search: {one['optimal']:.0%} optimal,"
+            f" {one['mean_gap']:.2%} off on average, {one['worst_gap']:.1%} at worst; the naive plan"
+            f" {one['naive_mean_gap']:.0%} (`wantrain bench scheduler --quality 200`).\n"
+        )
+    if "scale" in found:
+        yield _row(["workers", "seconds (of processor)", "memory", "stages × replicas", "naive", "sites together"])
+        yield _row(["---"] * 6)
+        for one in found["scale"]:
+            took = f"{one['wall_s']:.1f} ({one['processor_s']:.1f})"
+            others = [f"{one[key] / one['step_s']:.2f}×" if one[key] else "" for key in ("naive_s", "together_s")]
+            shape = " × ".join(map(str, one["shape"]))
+            yield _row([str(one["workers"]), took, f"{one['peak_gb']:.1f} GB", shape, *others])
+        yield f"\n`wantrain bench scheduler --scale` prints it{_where(records[-1])}.\n"
+    if "dtfm" in found:
+        yield _row(["DT-FM's scenario", "best known", "here", "processor s, cold and warm"])
+        yield _row(["---"] * 4)
+        for one in found["dtfm"]:
+            seconds = ", ".join(f"{each:.1f}" for each in one["processor_s"])
+            yield _row([one["scenario"], f"{one['best_known']:g}", f"{one['cost']:.4f}", seconds])
+        yield "\n`wantrain bench scheduler --dtfm` prints it.\n"
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _where(record: Record) -> str:
+    machine = record["environment"]
+    return (
+        f" (here: {machine['cores']} cores, {machine['processor']}, torch {machine['torch']}, {machine['when'][:10]})"
+    )
+
+
+SECTIONS: dict[str, tuple[str, Callable[[list[Record]], Iterator[str]]]] = {
+    "network": ("What the network costs", network_rows),
+    "prediction": ("Predicted and measured", prediction_rows),
+    "planning": ("Placement", planning_rows),
+    "slow_network": ("A network a hundred times slower", slow_network_rows),
+    "scheduler": ("The scheduler", scheduler_rows),
+    "links": ("Links", link_rows),
+    "convergence": ("Losses", convergence_rows),
+}
+"""By result file: the title, and what makes its table."""
+
+IN_README = ("network", "planning", "links", "convergence")
+
+
+def table(names: Iterable[str] = IN_README, folder: Path = RESULTS) -> str:
+    """Return the tables of some result files, without titles: what stands between the README's markers."""
+    parts = [_section(name, folder) for name in names]
+    return "\n".join(filter(None, parts)) or NOTHING
+
+
+def _section(name: str, folder: Path) -> str:
+    records = read_results(name, folder)
+    return "\n".join(SECTIONS[name][1](records)) if records else ""
+
+
+def page(folder: Path = RESULTS) -> str:
+    """Return docs/results.md."""
+    parts = ["# Results\n\n" + INTRO]
+    for name, (title, _) in SECTIONS.items():
+        if rows := _section(name, folder):
+            parts.append(f"## {title}\n\n{rows}")
+    return "\n".join(parts)
+
+
+def with_table(text: str, results: str) -> str:
+    """Return the README with what is between its markers replaced."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise SystemExit(f"the README lacks a marker; put {BEGIN.strip()} and {END.strip()} back")
+    return f"{before}{BEGIN}\n{results}\n{END}{after}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write the table, or check it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--check", action="store_true", help="change nothing; status 1 where a table is out of date")
+    args = parser.parse_args(argv)
+    readme, results = ROOT / "README.md", ROOT / "docs" / "results.md"
+    wanted = {readme: with_table(readme.read_text(encoding="utf-8"), table()), results: page()}
+    if args.check:
+        return int(any(not path.exists() or path.read_text(encoding="utf-8") != text for path, text in wanted.items()))
+    for path, text in wanted.items():
+        path.write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -45,6 +45,16 @@ UPLINKS = "10 Gbit/s,1 Gbit/s,500 Mbit/s,300 Mbit/s,100 Mbit/s"
 LATENCIES = "1 ms,10 ms,30 ms,100 ms"
 LATENCIES_AT = "500 Mbit/s"
 
+QUICK: dict[str, Any] = {
+    "uplinks": "10 Gbit/s,500 Mbit/s",
+    "latencies": "",
+    "stages": 4,
+    "microbatches": 8,
+    "systems": "torch 1F1B,raw,aqsgd",
+    "repeats": 1,
+}
+"""What `--quick` asks for, where the user doesn't say otherwise."""
+
 _WIDTH = 150
 """Columns that the table takes; a narrower terminal breaks its lines."""
 
@@ -305,8 +315,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="where results are kept")
     args = parser.parse_args(argv)
     if args.quick:
-        args.uplinks, args.latencies, args.stages, args.microbatches = "10 Gbit/s,500 Mbit/s", "", 4, 8
-        args.systems, args.repeats = "torch 1F1B,raw,aqsgd", 1
+        parser.set_defaults(**QUICK)
+        args = parser.parse_args(argv)
     if args.repeats < 1 or args.warmups < 1:
         parser.error("at least one step of each system must count, after at least one to warm up")
     return args

@@ -105,6 +105,11 @@ def test_a_sweep_has_all_uplinks_and_then_latencies() -> None:
     assert asked == [(1.25e9, 0.0, 8.0), (12.5e6, 0.0, 4.0), (62.5e6, 0.01, 4.0)]
 
 
+def test_quick_leaves_what_the_user_says() -> None:
+    args = parse_arguments(["--quick", "--stages", "2"])
+    assert (args.stages, args.microbatches, args.repeats) == (2, 8, 1)
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [

@@ -151,7 +151,7 @@ def memory_terms(plan: Plan, profile: ModelProfile, rank: int) -> dict[str, int]
     if others:
         payloads += 4 * min(plan.bucket_bytes, weights)
         states += weights if parse_codec(plan.gradient_codec).has_feedback else 0
-        staging += _window_bytes([plan.gradient_transport] * 2 * others)
+        staging += _window_bytes([plan.gradient_transport] * others)  # of two lines, one that sends, one that receives
     return {
         "weights, gradients and the optimizer": states,
         "activations": depths[stage] * sum(stored) + max(stored),

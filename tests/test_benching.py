@@ -26,7 +26,7 @@ def test_without_a_name_they_are_listed() -> None:
 
 
 def test_a_name_that_is_none_is_refused_in_one_line() -> None:
-    done = bench("netwrok", "--quick")
+    done = bench("networks", "--quick")
     assert done.returncode == 2
     assert "did you mean 'network'" in done.stderr
     assert len(done.stderr.splitlines()) == 1

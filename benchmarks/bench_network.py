@@ -98,6 +98,12 @@ class Row:
         return middle
 
     @property
+    def stolen(self) -> float:
+        """Share of the machine's processors that went to other machines during the worst of the steps."""
+        worst: float = max(record["stolen"] for record in self.steps)
+        return worst
+
+    @property
     def payload_bytes(self) -> int:
         """Of a whole step, over all boundaries."""
         return sum(self.setting.payloads(self.system)) * self.setting.microbatches * (self.setting.stages - 1)
@@ -258,11 +264,12 @@ def best_peer_s(rows: Sequence[Row], row: Row) -> float | None:
 
 HEAD = (
     "uplink", "system", "d", "step s", "spread", "n", "tokens/s", "of bound", "over 10G raw", "best peer", "sent",
-    "predicted", "processor s",
+    "predicted", "processor s", "stolen",
 )  # fmt: skip
 """Of a row: dilation, seconds a step, least and greatest, number of steps, tokens per second, the bound over the step,
 by how much it is slower than wantrain raw at 10 Gbit/s, how many times as long the best other program takes, bytes a
-step, the predicted step, and the busiest rank's processor seconds a step, undilated."""
+step, the predicted step, the busiest rank's processor seconds a step, undilated, and the share of the machine's
+processors that others had meanwhile."""
 
 
 def cells(rows: Sequence[Row], row: Row) -> list[str]:
@@ -282,6 +289,7 @@ def cells(rows: Sequence[Row], row: Row) -> list[str]:
         format_bytes(row.payload_bytes),
         f"{row.predicted_s:.2f}" if row.predicted_s else "",
         f"{row.processor_s:.2f}",
+        f"{row.stolen:.0%}",
     ]
 
 

@@ -46,7 +46,8 @@ def network_rows(records: list[Record]) -> Iterator[str]:
     yield (
         "Seconds a step of GPT-2 XL's shapes, compute and network emulated: the median of `n` steps at dilation `d`;"
         " how near the bound of a work-conserving schedule; how much longer than wantrain uncompressed at 10 Gbit/s;"
-        " how many times as long the best other program takes; the busiest rank's processor seconds, undilated:\n"
+        " how many times as long the best other program takes; the busiest rank's processor seconds, undilated; the"
+        " share of the machine's processors that went to others meanwhile:\n"
     )
     yield _row(["stages × microbatches", *HEAD])
     yield _row(["---"] * (1 + len(HEAD)))
@@ -116,7 +117,8 @@ def prediction_rows(records: list[Record]) -> Iterator[str]:
 
 def planning_rows(records: list[Record]) -> Iterator[str]:
     """Yield the table of placements that ran beside each other."""
-    last = [record for record in records if record["benchmark"] == "placement"][-1]
+    runs = [record for record in records if record["benchmark"] == "placement"]
+    last = min(runs, key=lambda record: max(one["stolen"] for one in record["entries"]))  # others' work is not ours
     best = last["entries"][0]["step_s"]["median"]
     yield "Eight workers of uneven speed in eight regions, one plan after the other with the same codecs:\n"
     yield _row(["placement", "predicted", "measured", "error", "times planned"])

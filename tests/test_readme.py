@@ -26,6 +26,7 @@ STEP = {
     "series": "2026-01-02",
     "step_s": 10.2,
     "processor_s": [0.5] * 8,
+    "stolen": 0.0,
     "environment": ENVIRONMENT,
 }
 

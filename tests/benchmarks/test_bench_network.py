@@ -21,7 +21,14 @@ SMALL = Setting(62.5e6, stages=2, microbatches=4, dilation=1.0)
 
 
 def record(setting: Setting, system: str, step_s: float, **more: Any) -> dict[str, Any]:
-    own = {"setting": setting.as_dict(), "system": system, "step_s": step_s, "processor_s": [0.1, 0.2], "series": "a"}
+    own = {
+        "setting": setting.as_dict(),
+        "system": system,
+        "step_s": step_s,
+        "processor_s": [0.1, 0.2],
+        "series": "a",
+        "stolen": 0.0,
+    }
     environment = {"cores": 2, "processor": "p", "torch": "2", "commit": "c", "when": "2026-01-01T00:00:00"}
     return own | {"environment": environment} | more
 

@@ -194,7 +194,7 @@ def _reason(words: Sequence[str]) -> str:
 def sweep(args: argparse.Namespace, systems: Sequence[System], console: Console) -> None:
     """Measure what the results lack."""
     settings, folder = settings_of(args), args.out
-    rows = [] if args.again else rows_of(_steps(folder))
+    rows = [] if args.again else rows_of(read_results(NAME, folder))
     series = {(row.setting, row.system): row.steps[-1]["series"] for row in rows}
     todo = [
         (setting, [(system, count) for system in systems if (count := missing(rows, setting, system, args.repeats))])
@@ -244,10 +244,6 @@ def _predicted_s(setting: Setting, system: System) -> float | None:
     if not system.is_own:
         return None
     return predict(setting.plan(system), setting.topology(), setting.profile())[0].step_s
-
-
-def _steps(folder: Path) -> list[Record]:
-    return read_results(NAME, folder)
 
 
 def reference(rows: Sequence[Row], row: Row) -> Row | None:
@@ -338,19 +334,21 @@ def main() -> int:
         settings = settings_of(args)
         if any(s.name == "DeepSpeed" for s in systems) and importlib.util.find_spec("deepspeed") is None:
             raise ConfigError("DeepSpeed isn't installed; pip install 'wantrain[deepspeed]', or leave it out")
+        if args.against and not read_results(NAME, args.against):
+            raise ConfigError(f"{args.against} holds no {NAME}.jsonl to compare with; give the folder of another sweep")
         if not args.show:
             sweep(args, systems, console)
     except (WantrainError, ValueError) as caught:
         print(f"wantrain bench network: {caught}", file=sys.stderr)
         return caught.exit_status if isinstance(caught, WantrainError) else 2
-    rows = chosen(rows_of(_steps(args.out)), settings, systems)
+    rows = chosen(rows_of(read_results(NAME, args.out)), settings, systems)
     print_table(rows, console)
     if rows:
         from network_page import write_page
 
         console.print(f"pictures: {write_page(rows, args.out)}")
     if args.against:
-        print_comparison(rows, chosen(rows_of(_steps(args.against)), settings, systems), console)
+        print_comparison(rows, chosen(rows_of(read_results(NAME, args.against)), settings, systems), console)
     return 0
 
 

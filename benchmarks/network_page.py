@@ -6,7 +6,6 @@ Systems have a colour and a marker each, so that a print without colours keeps t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from html import escape
 from pathlib import Path
 
@@ -160,7 +159,7 @@ def _tiles(rows: Sequence[Row]) -> str:
 
 
 def _about(rows: Sequence[Row]) -> str:
-    one = replace(rows[0].setting)
+    one = rows[0].setting
     return (
         f"{one.model}, {one.stages} stages, {one.microbatches} microbatches of 1 × {one.shape[1]} × {one.shape[2]};"
         f" layers sleep {format_time(one.forward_s)} forward and {format_time(one.backward_s)} backward."

@@ -125,6 +125,7 @@ def test_quick_leaves_what_the_user_says() -> None:
         (["--stages", "5"], "48 layers, which 5 stages"),
         (["--model", "gpt5"], "there is no 'gpt5'"),
         (["--repeats", "0"], "at least one step"),
+        (["--against", "nowhere"], "nowhere holds no network.jsonl"),
     ],
 )
 def test_bad_input_is_refused_with_a_reason(options: list[str], expected: str, tmp_path: Path) -> None:

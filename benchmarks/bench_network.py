@@ -34,7 +34,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from harness import RESULTS, ProcessorTime, append_result, read_results, tied
-from network_setting import OWN, PEERS, Setting, System, parse_systems
+from network_setting import AUTO, OWN, PEERS, Codecs, Setting, System, parse_systems
 from pipeline_turns import add_work_arguments
 from wantrain.errors import ConfigError, RunError, WantrainError
 from wantrain.scheduler.cost_model import predict
@@ -82,8 +82,21 @@ class Row:
         return [record["step_s"] for record in self.steps]
 
     @property
+    def codecs(self) -> Codecs:
+        """What it sent with; a plan's own choice as it was."""
+        found: Codecs | None = self.steps[-1].get("codecs")
+        return found or self.setting.codecs(self.system)
+
+    @property
+    def title(self) -> str:
+        """The system's name, with the codecs that its plan chose."""
+        if self.system != AUTO:
+            return self.system.name
+        return f"{self.system.name} ({', '.join(sorted({'/'.join(one) for one in self.codecs}))})"
+
+    @property
     def bound_s(self) -> float:
-        return self.setting.bound_s(self.system)
+        return self.setting.bound_s(self.codecs)
 
     @property
     def predicted_s(self) -> float | None:
@@ -106,7 +119,7 @@ class Row:
     @property
     def payload_bytes(self) -> int:
         """Of a whole step, over all boundaries."""
-        return sum(self.setting.payloads(self.system)) * self.setting.microbatches * (self.setting.stages - 1)
+        return sum(map(sum, self.setting.payloads(self.codecs))) * self.setting.microbatches
 
 
 def rows_of(records: Iterable[Record]) -> list[Row]:
@@ -129,7 +142,7 @@ def default_dilation(uplink_bytes_per_s: float) -> float:
 def default_systems() -> list[str]:
     """Return all peers that are installed, and wantrain's codecs."""
     has_deepspeed = importlib.util.find_spec("deepspeed") is not None
-    return [name for name in PEERS if name != "DeepSpeed" or has_deepspeed] + list(OWN)
+    return [name for name in PEERS if name != "DeepSpeed" or has_deepspeed] + [*OWN, AUTO.forward]
 
 
 def settings_of(args: argparse.Namespace) -> list[Setting]:
@@ -151,7 +164,7 @@ def missing(rows: Sequence[Row], setting: Setting, system: System, repeats: int)
 
 def expected_s(setting: Setting, system: System, steps: int) -> float:
     """Return about how long some steps take on the clock: twice the bound where sends hold up computing."""
-    return steps * setting.dilation * setting.bound_s(system) * (1.05 if system.is_own else 2.0)
+    return steps * setting.dilation * setting.bound_s(setting.codecs(system)) * (1.05 if system.is_own else 2.0)
 
 
 def measure(setting: Setting, systems: Sequence[System], args: argparse.Namespace, repeats: int) -> Iterator[Record]:
@@ -225,6 +238,7 @@ def _measure_setting(setting: Setting, lacking: dict[System, int], args: argpars
     while lacking:
         repeats = min(lacking.values())
         predicted = {one.name: _predicted_s(setting, one) for one in lacking}
+        codecs = {one.name: setting.codecs(one) for one in lacking}
         before = ProcessorTime.now()
         for record in measure(setting, list(lacking), args, repeats):
             now = ProcessorTime.now()
@@ -232,7 +246,8 @@ def _measure_setting(setting: Setting, lacking: dict[System, int], args: argpars
                 "benchmark": NAME,
                 "setting": setting.as_dict(),
                 "emulated": "compute and network",
-                "bound_s": setting.bound_s(System.parse(record["system"])),
+                "bound_s": setting.bound_s(codecs[record["system"]]),
+                "codecs": codecs[record["system"]],
                 "predicted_s": predicted[record["system"]],
                 "stolen": round(now.stolen_since(before), 3),
             } | record
@@ -273,7 +288,7 @@ def cells(rows: Sequence[Row], row: Row) -> list[str]:
     base, peer = reference(rows, row), best_peer_s(rows, row)
     return [
         row.setting.title,
-        row.system.name,
+        row.title,
         f"{row.setting.dilation:g}",
         f"{row.step_s:.2f}",
         f"{min(row.seconds):.2f}–{max(row.seconds):.2f}",

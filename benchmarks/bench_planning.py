@@ -65,9 +65,9 @@ class Entry:
     stolen: float = 0.0
 
     @property
-    def predicted_s(self) -> float:
-        """The step's seconds, as they were predicted before the run."""
-        return predict(self.job.plan, self.job.topology, self.job.profile)[0].step_s
+    def predicted_s(self) -> float | None:
+        """The step's seconds, as they were predicted before the run; None for another's program."""
+        return None if self.job.peer else predict(self.job.plan, self.job.topology, self.job.profile)[0].step_s
 
     @property
     def measured_s(self) -> float:
@@ -75,9 +75,15 @@ class Entry:
         return statistics.median(self.steps_s)
 
     @property
-    def error(self) -> float:
-        """By how much the prediction is off, as a share of what was measured."""
-        return self.predicted_s / self.measured_s - 1
+    def said(self) -> str:
+        """What is printed of it: the prediction, the steps, and by how much the prediction is off."""
+        low, middle, high = map(format_time, (min(self.steps_s), self.measured_s, max(self.steps_s)))
+        noise = f"   {self.stolen:.0%} stolen" if self.stolen > 0.03 else ""
+        predicted, error = "", ""
+        if self.predicted_s is not None:
+            predicted = f"predicted {format_time(self.predicted_s):>8}"
+            error = f"   {self.predicted_s / self.measured_s - 1:+.1%}"
+        return f"{self.name:<32} {predicted:<18}   measured {middle:>8} ({low} – {high}){error}{noise}"
 
     def as_json(self) -> dict[str, Any]:
         """Return what is kept of it."""
@@ -93,10 +99,7 @@ def measure(entries: Sequence[Entry], rounds: int) -> None:
             entry.steps_s += measured.settled_s
             entry.stolen = max(entry.stolen, measured.stolen)
     for entry in entries:
-        low, middle, high = map(format_time, (min(entry.steps_s), entry.measured_s, max(entry.steps_s)))
-        noise = f"   {entry.stolen:.0%} stolen" if entry.stolen > 0.03 else ""
-        said = f"{entry.name:<26} predicted {format_time(entry.predicted_s):>8}   measured {middle:>8} ({low} – {high})"
-        print(f"{said}   {entry.error:+.1%}{noise}", flush=True)
+        print(entry.said, flush=True)
 
 
 def worldwide(codec_values_per_s: float, dilation: float) -> Topology:

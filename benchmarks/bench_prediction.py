@@ -1,9 +1,9 @@
 """Does a plan's prediction hold? Whole jobs on the emulated WAN, each predicted before it runs.
 
-Most jobs' layers sleep for their profiled seconds (`EmulatedLayer`), the others train a GPT; pipeline, codecs, gradient
-reduction, optimizer and network are the real ones in both. Everything a prediction starts from is in the case or is
-measured by `wantrain profile`'s own functions right before: seconds of real layers, how fast this machine encodes. The
-prediction is written to the results before a run begins, the measured steps beside it afterwards.
+Layers and optimizer of most jobs sleep for their profiled seconds (`EmulatedLayer`), the others train a GPT; pipeline,
+codecs, gradient reduction and network are the real ones in both. Everything a prediction starts from is in the case or
+is measured by `wantrain profile`'s own functions right before: seconds of real layers, how fast this machine encodes.
+The prediction is written to the results before a run begins, the measured steps beside it afterwards.
 
     python benchmarks/bench_prediction.py                 all cases; about twenty minutes on two cores
     python benchmarks/bench_prediction.py --only gpipe    those with a word in their name
@@ -157,16 +157,13 @@ def profile_of(case: Case) -> ModelProfile:
 
 
 def _measured_profile(dilation: float) -> ModelProfile:
-    """Profile the small GPT as `wantrain profile` does. Its optimizer works undilated, like the codecs."""
+    """Profile the small GPT as `wantrain profile` does."""
     import torch
 
     from wantrain.training.layer_profiler import measure_layers
 
     torch.set_num_threads(1)
-    profile = measure_layers(SMALL_GPT, 4, device=torch.device("cpu"), source="measured", dilation=dilation).profile
-    assert profile.optimizer_flops_per_parameter is not None
-    once = profile.optimizer_flops_per_parameter / dilation
-    return profile.model_copy(update={"optimizer_flops_per_parameter": once})
+    return measure_layers(SMALL_GPT, 4, device=torch.device("cpu"), source="measured", dilation=dilation).profile
 
 
 def job_of(case: Case, codec_speed: float) -> EmulatedJob:

@@ -1,7 +1,7 @@
 """Run a plan for a few steps on its emulated WAN, a process for each worker; what the measuring benchmarks share.
 
-Layers either sleep for the seconds that the profile says (`EmulatedLayer`, so that eight workers fit on two cores) or
-are a GPT's own (`model`). Pipeline, codecs, gradient reduction, optimizer and network are the real ones in both.
+Layers and optimizer either sleep for the seconds that the profile says (`EmulatedLayer`, so that eight workers fit on
+two cores) or are a GPT's own (`model`). Pipeline, codecs, gradient reduction and network are the real ones in both.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import pickle
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness import ProcessorTime, tied
 from wantrain.model_config import ModelConfig
@@ -23,6 +24,12 @@ from wantrain.plan import Plan
 from wantrain.profile import ModelProfile
 from wantrain.timeline import Timeline, merge
 from wantrain.topology import Topology
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from wantrain.models.emulated import EmulatedLayer, EmulatedUpdate
+    from wantrain.training.trainer import Trainer
 
 _MASTER_PORT = 29500
 
@@ -42,11 +49,13 @@ class EmulatedJob:
     """A GPT to train in earnest; None: layers sleep."""
     is_reference: bool = False
     """Whether codecs run on the reference kernels, as on a machine without the fast ones."""
+    peer: str | None = None
+    """Another's program that trains the plan's replicas instead, by its name in `peers/ddp.py`; one stage."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a job gave: seconds of each of rank 0's steps, undilated, and the last step's events."""
+    """What a job gave: seconds of each of rank 0's steps, undilated, and the last step's events (a peer: none)."""
 
     steps_s: list[float]
     timeline: Timeline
@@ -69,6 +78,8 @@ def run(job: EmulatedJob) -> Measured:
         subprocess.run(tied([*argv, "--inside", str(file)]), check=True)
         stolen = ProcessorTime.now().stolen_since(before)
         said = [json.loads(_answer(file, rank).read_text()) for rank in range(job.plan.world_size)]
+    if job.peer:
+        return Measured(said[0]["steps_s"], merge("measured", job.plan.workers, job.steps - 1, []), stolen)
     first_s = min(one["began_at"] for one in said)
     events = [
         event._replace(
@@ -117,6 +128,11 @@ def _work(file: str) -> None:
     job, worker = _job(file), os.environ["WANTRAIN_WORKER"]
     if job.is_reference:
         use_reference_kernels()
+    answer = _answer(file, job.plan.rank_of(worker))
+    answer.write_text(json.dumps(_peer_steps(job, worker) if job.peer else _own_steps(job, worker)))
+
+
+def _own_steps(job: EmulatedJob, worker: str) -> dict[str, Any]:
     trainer = _trainer(job, worker)
     plan = job.plan
     per_lane = plan.batch_size // plan.num_lanes
@@ -129,8 +145,42 @@ def _work(file: str) -> None:
     timeline = merge("measured", plan.workers, job.steps - 1, trainer.recorder.events())
     began_at = trainer.recorder.wall_clock_s
     trainer.close()
-    said = {"steps_s": steps_s, "began_at": began_at, "timeline": timeline.to_dict()}
-    _answer(file, trainer.rank).write_text(json.dumps(said))
+    return {"steps_s": steps_s, "began_at": began_at, "timeline": timeline.to_dict()}
+
+
+def _peer_steps(job: EmulatedJob, worker: str) -> dict[str, Any]:
+    import torch
+
+    from peers import ddp
+
+    assert job.peer is not None
+    layers = _asleep(job, worker, 0, len(job.profile.layers))
+    optimizer = _update_asleep(job, worker, [layer.weight for layer in layers])
+    batch = torch.zeros(job.plan.batch_size // len(job.plan.replicas), 1, dtype=torch.int64)
+    steps_s = ddp.train(job.peer, layers, optimizer, batch, job.plan.microbatch_size, job.steps)
+    return {"steps_s": [seconds / job.dilation for seconds in steps_s]}
+
+
+def _asleep(job: EmulatedJob, worker: str, first: int, end: int) -> list[EmulatedLayer]:
+    from wantrain.models.emulated import EmulatedLayer
+
+    each_s = job.dilation / job.topology.worker(worker).flops_per_s
+    each_s *= job.plan.microbatch_size / job.profile.microbatch_size
+    return [
+        EmulatedLayer(
+            job.sample_shape, layer.forward_flops * each_s, layer.backward_flops * each_s, layer.parameter_bytes // 4
+        )
+        for layer in job.profile.layers[first:end]
+    ]
+
+
+def _update_asleep(job: EmulatedJob, worker: str, parameters: Iterable[nn.Parameter]) -> EmulatedUpdate:
+    from wantrain.models.emulated import EmulatedUpdate
+    from wantrain.scheduler.cost_model import optimizer_flops
+
+    own = list(parameters)
+    flops = sum(parameter.numel() for parameter in own) * optimizer_flops(job.profile)
+    return EmulatedUpdate(own, job.dilation * flops / job.topology.worker(worker).flops_per_s)
 
 
 def use_reference_kernels() -> None:
@@ -140,35 +190,28 @@ def use_reference_kernels() -> None:
     backends.is_available = lambda name: name == "reference"  # type: ignore[assignment]
 
 
-def _trainer(job: EmulatedJob, worker: str) -> Any:
+def _trainer(job: EmulatedJob, worker: str) -> Trainer:
+    import torch
+
     from wantrain.models import gpt
-    from wantrain.models.emulated import EmulatedLayer, emulated_loss
+    from wantrain.models.emulated import emulated_loss
     from wantrain.pipeline.boundary_codecs import CodecSettings
     from wantrain.training.trainer import Trainer
 
-    flops_per_s = job.topology.worker(worker).flops_per_s
-
-    def asleep(first: int, end: int) -> Sequence[EmulatedLayer]:
-        each_s = [job.dilation / flops_per_s * job.plan.microbatch_size / job.profile.microbatch_size] * (end - first)
-        return [
-            EmulatedLayer(
-                job.sample_shape, layer.forward_flops * s, layer.backward_flops * s, layer.parameter_bytes // 4
-            )
-            for s, layer in zip(each_s, job.profile.layers[first:end], strict=True)
-        ]
-
-    def real(first: int, end: int) -> Any:
+    def real(first: int, end: int) -> Sequence[nn.Module]:
         assert job.model is not None
         return gpt.build_layers(job.model, first, end, 0)
 
+    is_asleep = job.model is None
     return Trainer(
-        asleep if job.model is None else real,
+        partial(_asleep, job, worker) if is_asleep else real,
         job.plan,
-        loss=emulated_loss if job.model is None else gpt.loss,
-        tied=(lambda _: ()) if job.model is None else gpt.tied_parameters,
+        loss=emulated_loss if is_asleep else gpt.loss,
+        optimizer=partial(_update_asleep, job, worker) if is_asleep else partial(torch.optim.AdamW, fused=True),
+        tied=(lambda _: ()) if is_asleep else gpt.tied_parameters,
         worker=worker,
         dilation=job.dilation,
-        layers_are_dilated=job.model is None,
+        layers_are_dilated=is_asleep,
         timeout_s=300.0,
         codec_settings=CodecSettings(sample_shape=job.sample_shape),
     )

@@ -143,7 +143,7 @@ def _tiles(rows: Sequence[Row]) -> str:
     for row in rows:
         base, peer = reference(rows, row), best_peer_s(rows, row)
         if (
-            row.system.forward.startswith("aqsgd")
+            row.system.forward.startswith(("aqsgd", "auto"))
             and base
             and peer
             and not row.setting.latency_s

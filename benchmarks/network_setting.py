@@ -12,13 +12,14 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, Self
+from typing import Any
 
 from wantrain.errors import ConfigError, TopologyError, did_you_mean
 from wantrain.model_config import ModelConfig
 from wantrain.plan import Plan
 from wantrain.profile import LayerProfile, ModelProfile, gpt_profile
 from wantrain.resources import find_config
+from wantrain.scheduler.bits import fewest_bits, give_back_bits
 from wantrain.scheduler.solve import make_plan
 from wantrain.topology import DEFAULT_FLOPS_PER_S, Topology
 from wantrain.units import format_bandwidth, format_time
@@ -47,13 +48,15 @@ class System:
     is_own: bool = False
 
     @classmethod
-    def parse(cls, text: str) -> Self:
-        """Read a peer's name, a short name of `OWN`, or FORWARD/BACKWARD; raise ConfigError for anything else."""
+    def parse(cls, text: str) -> System:
+        """Read a peer's name, a short name of `OWN`, auto, or FORWARD/BACKWARD; raise ConfigError for anything else."""
         if text in PEERS:
             return cls(text)
         forward, _, backward = text.removeprefix("wantrain ").partition("/")
         if not backward:
-            known = [*PEERS, *OWN]
+            known = [*PEERS, *OWN, AUTO.forward]
+            if forward == AUTO.forward:
+                return AUTO
             if forward not in OWN:
                 hint = did_you_mean(text, known)
                 raise ConfigError(f"no system '{text}'{hint}; expected {', '.join(known)}, or FORWARD/BACKWARD")
@@ -61,6 +64,13 @@ class System:
         for codec in (forward, backward):
             payload_bytes(codec, (1, 1))  # refuses what is none
         return cls(f"wantrain {forward}/{backward}", forward, backward, is_own=True)
+
+
+AUTO = System("wantrain auto", "auto", "auto", is_own=True)
+"""As its plan chooses the codecs of every boundary, for samples that are seen again."""
+
+Codecs = Sequence[tuple[str, str]]
+"""Of activations and of their gradients, for each boundary."""
 
 
 def parse_systems(text: str) -> list[System]:
@@ -100,7 +110,7 @@ class Setting:
     def forward_s(self) -> float:
         """Seconds of a microbatch forward in one stage; backward takes twice as long."""
         layer = gpt_profile(self.config, 1).layers[1]
-        return self.config.num_layers / self.stages * layer.forward_flops / _flops_per_s()
+        return self.config.num_layers / self.stages * layer.forward_flops / flops_per_s()
 
     @property
     def backward_s(self) -> float:
@@ -123,13 +133,8 @@ class Setting:
         return asdict(self)
 
     def topology_text(self) -> str:
-        """Return a topology of workers that share nothing but each its own uplink among its links."""
-        rate = f"{self.uplink_bytes_per_s * 8!r} bit/s"
-        latency = f"{self.latency_s * 1e3!r} ms"
-        return (
-            f'source = "chosen"\n[[worker]]\nname = "w"\ncount = {self.stages}\nsite = "wan"\nuplink = "{rate}"\n'
-            f'[[link]]\nwithin = "wan"\nbandwidth = "{rate}"\nlatency = "{latency}"\n'
-        )
+        """Return the network's topology, as a file has it."""
+        return uplinks_text(self.stages, self.uplink_bytes_per_s, self.latency_s)
 
     def topology(self) -> Topology:
         """Return the network."""
@@ -148,34 +153,52 @@ class Setting:
         )
         return ModelProfile(microbatch_size=1, layers=(layer,) * self.stages)
 
-    def payloads(self, system: System) -> tuple[int, int]:
-        """Return the bytes of one microbatch's activation and of its gradient on the wire."""
-        return payload_bytes(system.forward, self.shape), payload_bytes(system.backward, self.shape)
+    def codecs(self, system: System) -> Codecs:
+        """Return what a system sends activations and their gradients with."""
+        if system != AUTO:
+            return [(system.forward, system.backward)] * (self.stages - 1)
+        return [(boundary.forward_codec, boundary.backward_codec) for boundary in self.plan(system).boundaries]
 
-    def bound_s(self, system: System) -> float:
-        """Return the seconds below which no step with this system's payloads can be."""
+    def payloads(self, codecs: Codecs) -> list[tuple[int, int]]:
+        """Return the bytes of one microbatch's activation and of its gradient on the wire, for each boundary."""
+        return [(payload_bytes(codec, self.shape), payload_bytes(back, self.shape)) for codec, back in codecs]
+
+    def bound_s(self, codecs: Codecs) -> float:
+        """Return the seconds below which no step with these codecs' payloads can be."""
         return bound_s(
-            (self.stages, self.microbatches), self.payloads(system), self.uplink_bytes_per_s,
-            (self.forward_s, self.backward_s), self.latency_s,
+            self.microbatches, self.payloads(codecs), self.uplink_bytes_per_s, (self.forward_s, self.backward_s),
+            self.latency_s,
         )  # fmt: skip
 
     def plan(self, system: System) -> Plan:
         """Return the plan that wantrain follows here."""
-        return make_plan(
-            self.topology(), self.profile(), batch_size=self.microbatches, num_stages=self.stages,
-            forward_codec=system.forward, backward_codec=system.backward,
+        codecs: dict[str, Any] = {"forward_codec": system.forward, "backward_codec": system.backward}
+        topology, profile = self.topology(), self.profile()
+        plan = make_plan(
+            topology, profile, batch_size=self.microbatches, num_stages=self.stages,
+            **(codecs | fewest_bits("again") if system == AUTO else codecs),
         )  # fmt: skip
+        return give_back_bits(plan, topology, profile, "again") if system == AUTO else plan
 
 
-def _flops_per_s() -> float:
+def uplinks_text(count: int, bytes_per_s: float, latency_s: float) -> str:
+    """Return a topology of workers that share nothing but each its own uplink among its links."""
+    rate, latency = f"{bytes_per_s * 8!r} bit/s", f"{latency_s * 1e3!r} ms"
+    return (
+        f'source = "chosen"\n[[worker]]\nname = "w"\ncount = {count}\nsite = "wan"\nuplink = "{rate}"\n'
+        f'[[link]]\nwithin = "wan"\nbandwidth = "{rate}"\nlatency = "{latency}"\n'
+    )
+
+
+def flops_per_s() -> float:
     """Return the speed at which six layers of GPT-2 XL take as long as they do on a V100 in fp32."""
     xl = ModelConfig.load(find_config("models", "gpt2_xl", ConfigError))
     return 6 * gpt_profile(xl, 1).layers[1].forward_flops / _XL_SIX_LAYERS_S
 
 
 def bound_s(
-    shape: tuple[int, int],
-    payloads: Sequence[float],
+    microbatches: int,
+    payloads: Sequence[tuple[float, float]],
     bytes_per_s: float,
     compute_s: tuple[float, float],
     latency_s: float = 0.0,
@@ -183,10 +206,10 @@ def bound_s(
     """Return the step of a work-conserving schedule: stages do one thing at a time, backward first, sends leave a
     worker one after another as they are ready, memory is unlimited.
 
-    `shape`: stages and microbatches; `payloads`: bytes of an activation and of a gradient; `compute_s`: a stage's
-    seconds forward and backward.
+    `payloads`: for each boundary, bytes of an activation and of its gradient; `compute_s`: a stage's seconds forward
+    and backward.
     """
-    stages, microbatches = shape
+    stages = len(payloads) + 1
     here_f: list[set[int]] = [set(range(microbatches)), *(set() for _ in range(stages - 1))]
     here_b: list[set[int]] = [set() for _ in range(stages)]
     done_f, done_b, busy, up = [0] * stages, [0] * stages, [0.0] * stages, [0.0] * stages
@@ -207,7 +230,7 @@ def bound_s(
         done_b[s], done_f[s] = done_b[s] + is_backward, done_f[s] + (not is_backward)
         target = s - 1 if is_backward else s + 1
         if 0 <= target < stages:
-            up[s] = max(busy[s], up[s]) + payloads[is_backward] / bytes_per_s
+            up[s] = max(busy[s], up[s]) + payloads[min(s, target)][is_backward] / bytes_per_s
             queue_item = (up[s] + latency_s, order, target, ((here_b if is_backward else here_f)[target], m))
             heapq.heappush(queue, queue_item)
         elif not is_backward:

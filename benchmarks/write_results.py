@@ -20,6 +20,7 @@ from bench_network import HEAD, cells, rows_of
 from bench_network import Row as NetworkRow
 from bench_prediction import stored_runs
 from harness import RESULTS, read_results
+from wantrain.units import format_bandwidth
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -116,17 +117,50 @@ def prediction_rows(records: list[Record]) -> Iterator[str]:
 
 
 def planning_rows(records: list[Record]) -> Iterator[str]:
-    """Yield the table of placements that ran beside each other."""
-    runs = [record for record in records if record["benchmark"] == "placement"]
-    last = min(runs, key=lambda record: max(one["stolen"] for one in record["entries"]))  # others' work is not ours
-    best = last["entries"][0]["step_s"]["median"]
-    yield "Eight workers of uneven speed in eight regions, one plan after the other with the same codecs:\n"
-    yield _row(["placement", "predicted", "measured", "error", "times planned"])
-    yield _row(["---"] * 5)
-    for one in last["entries"]:
-        seen, said = one["step_s"]["median"], one["predicted_s"]
-        yield _row([one["name"], f"{said:.2f} s", f"{seen:.2f} s", f"{said / seen - 1:+.1%}", f"{seen / best:.2f}"])
-    yield f"\n`wantrain bench planning --placement` prints it{_where(last)}.\n"
+    """Yield the table of placements that ran beside each other, and what advice and break-even came to."""
+    found = {record["benchmark"]: record for record in records}
+    if "placement" in found:
+        entries = found["placement"]["entries"]
+        best = entries[0]["step_s"]["median"]
+        yield "Eight workers of uneven speed in eight regions, one plan after the other with the same codecs:\n"
+        yield _row(["placement", "predicted", "measured", "error", "times planned", "stolen"])
+        yield _row(["---"] * 6)
+        for one in entries:
+            times = f"{one['step_s']['median'] / best:.2f}"
+            yield _row([one["name"], *_predicted_and_measured(one), times, f"{one['stolen']:.0%}"])
+        yield f"\n`wantrain bench planning --placement` prints it{_where(found['placement'])}.\n"
+    if "break_even" in found:
+        one = found["break_even"]
+        predicted, measured = (format_bandwidth(one[key]) for key in ("predicted", "measured"))
+        yield (
+            f"`{one['codec']}` with kernels of the reference backend was said to pay below {predicted}; measured, the"
+            f" curves cross at {measured} (`wantrain bench planning --break-even`).\n"
+        )
+    if "advice" in found:
+        one = found["advice"]
+        yield (
+            f"What would help most, it was said: {one['advice']}. So changed, the step took {one['measured']:.1%} less"
+            " (`wantrain bench planning --advice`).\n"
+        )
+
+
+def data_parallel_rows(records: list[Record]) -> Iterator[str]:
+    """Yield the tables of replicas that average their gradients, with and without codecs."""
+    for last in newest(records, lambda one: (one["benchmark"], one["uplink"])):
+        shape = f"{last['stages']} stages × {last['replicas']} replicas" if last["stages"] > 1 else "4 whole models"
+        yield f"{shape} of GPT-2 at {last['uplink']}, 16 microbatches of one sample each, seconds a step:\n"
+        yield _row(["system", "predicted", "measured", "error", "speed", "stolen"])
+        yield _row(["---"] * 6)
+        first = last["entries"][0]["step_s"]["median"]
+        for one in last["entries"]:
+            speed = f"{first / one['step_s']['median']:.2f}×"
+            yield _row([one["name"], *_predicted_and_measured(one), speed, f"{one['stolen']:.0%}"])
+        yield f"\n`wantrain bench data-parallel --only {last['benchmark']}` prints it{_where(last)}.\n"
+
+
+def _predicted_and_measured(entry: Record) -> list[str]:
+    seen, said = entry["step_s"]["median"], entry["predicted_s"]
+    return ["", f"{seen:.2f}", ""] if said is None else [f"{said:.2f}", f"{seen:.2f}", f"{said / seen - 1:+.1%}"]
 
 
 def slow_network_rows(records: list[Record]) -> Iterator[str]:
@@ -189,6 +223,7 @@ def _where(record: Record) -> str:
 
 SECTIONS: dict[str, tuple[str, Callable[[list[Record]], Iterator[str]]]] = {
     "network": ("What the network costs", network_rows),
+    "data_parallel": ("What averaging gradients costs", data_parallel_rows),
     "prediction": ("Predicted and measured", prediction_rows),
     "planning": ("Placement", planning_rows),
     "slow_network": ("A network a hundred times slower", slow_network_rows),
@@ -198,7 +233,7 @@ SECTIONS: dict[str, tuple[str, Callable[[list[Record]], Iterator[str]]]] = {
 }
 """By result file: the title, and what makes its table."""
 
-IN_README = ("network", "planning", "links", "convergence")
+IN_README = ("network", "data_parallel", "planning", "links", "convergence")
 
 
 def table(names: Iterable[str] = IN_README, folder: Path = RESULTS) -> str:

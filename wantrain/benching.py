@@ -15,6 +15,7 @@ from wantrain.resources import benchmarks_folder
 
 BENCHMARKS = {
     "network": ("bench_network", "what the network costs, and what compression buys back, beside other pipelines"),
+    "data-parallel": ("bench_data_parallel", "what averaging gradients costs, beside torch's DDP and its hooks"),
     "scheduler": ("bench_scheduler", "how good the planner's plans are, and how fast it finds them"),
     "prediction": ("bench_prediction", "predicted beside measured, job by job"),
     "planning": ("bench_planning", "planned against naive placement, advice and break-even, measured"),

@@ -37,25 +37,26 @@ def record(setting: Setting, system: str, step_s: float, **more: Any) -> dict[st
     ("bit_per_s", "expected"), [(10e9, 2.21), (1e9, 2.89), (500e6, 5.10), (300e6, 8.10), (100e6, 23.13)]
 )
 def test_the_bound_is_that_of_the_published_shape(bit_per_s: float, expected: float) -> None:
-    bound = bound_s((8, 16), (MICROBATCH, MICROBATCH), bit_per_s / 8, (0.031, 0.062))
+    bound = bound_s(16, [(MICROBATCH, MICROBATCH)] * 7, bit_per_s / 8, (0.031, 0.062))
     assert bound == pytest.approx(expected, abs=0.006)
-    assert Setting(bit_per_s / 8).bound_s(System.parse("raw")) == pytest.approx(bound, rel=1e-3)  # and a header
+    setting = Setting(bit_per_s / 8)
+    assert setting.bound_s(setting.codecs(System.parse("raw"))) == pytest.approx(bound, rel=1e-3)  # and a header
 
 
 def test_latency_adds_to_the_bound_once_for_each_boundary_there_and_back() -> None:
-    near, far = (bound_s((4, 1), (1e3, 1e3), 1e6, (1.0, 2.0), latency_s) for latency_s in (0.0, 0.05))
+    near, far = (bound_s(1, [(1e3, 1e3)] * 3, 1e6, (1.0, 2.0), latency_s) for latency_s in (0.0, 0.05))
     assert far - near == pytest.approx(6 * 0.05)
 
 
 @pytest.mark.parametrize(
-    "given", ["torch 1F1B", "DeepSpeed", "raw", "aqsgd:3/quantized:6", "wantrain raw:bf16/raw:bf16"]
+    "given", ["torch 1F1B", "DeepSpeed", "raw", "auto", "aqsgd:3/quantized:6", "wantrain raw:bf16/raw:bf16"]
 )
 def test_a_system_is_read_back_from_its_own_name(given: str) -> None:
     system = System.parse(given)
     assert System.parse(system.name) == system
 
 
-@pytest.mark.parametrize("given", ["torch 1F1", "aqsgd:99/raw:fp32", "nothing/raw:fp32", ""])
+@pytest.mark.parametrize("given", ["torch 1F1", "aqsgd:99/raw:fp32", "nothing/raw:fp32", "auto/raw:fp32", ""])
 def test_what_is_no_system_is_refused(given: str) -> None:
     with pytest.raises((WantrainError, ValueError)):
         System.parse(given)

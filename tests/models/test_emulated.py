@@ -2,9 +2,10 @@
 
 import time
 
+import pytest
 import torch
 
-from wantrain.models.emulated import EmulatedLayer, emulated_loss
+from wantrain.models.emulated import EmulatedLayer, EmulatedUpdate, emulated_loss
 
 
 def test_a_layer_takes_its_seconds_and_gives_gradients_to_inputs_and_weights() -> None:
@@ -21,6 +22,25 @@ def test_a_layer_takes_its_seconds_and_gives_gradients_to_inputs_and_weights() -
     assert torch.count_nonzero(inputs.grad) == inputs.numel()
     assert layer.weight.grad is not None
     assert layer.weight.grad.shape == (1000,)
+
+
+def test_adding_up_gradients_is_part_of_a_backward() -> None:
+    layer = EmulatedLayer((1, 1), 0.0, 0.2, 10_000_000)
+    inputs = torch.randn(1, 1, 1)
+    outputs = [emulated_loss(layer(inputs), inputs) for _ in range(5)]
+    began_s = time.monotonic()
+    for output in outputs:
+        output.backward()
+    assert time.monotonic() - began_s == pytest.approx(5 * 0.2, rel=0.03)
+
+
+def test_an_update_takes_its_seconds_and_leaves_the_weights() -> None:
+    weight = torch.nn.Parameter(torch.ones(3))
+    weight.grad = torch.ones(3)
+    began_s = time.monotonic()
+    EmulatedUpdate([weight], 0.05).step()
+    assert time.monotonic() - began_s >= 0.05
+    assert weight.tolist() == [1, 1, 1]
 
 
 def test_tokens_become_activations_and_no_two_runs_are_alike() -> None:

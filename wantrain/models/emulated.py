@@ -1,13 +1,13 @@
 """Layers that take their time and pass tensors of the real shape, without the arithmetic.
 
-A plan's whole life can then be tried on a small machine: pipeline, gradients, optimizer and checkpoints are the real
-ones, only what a GPU would compute is slept through. Every tensor differs from the one before, so that no codec gets
-off lightly.
+A plan's whole life can then be tried on a small machine: pipeline, gradients and checkpoints are the real ones, only
+what a GPU would compute is slept through. Every tensor differs from the one before, so that no codec gets off lightly.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -15,7 +15,10 @@ from torch import Tensor, nn
 
 
 class EmulatedLayer(nn.Module):
-    """Sleeps for profiled seconds forwards and backwards; `num_parameters` weights get gradients."""
+    """Sleeps for profiled seconds forwards and backwards; `num_parameters` weights get gradients.
+
+    Adding a gradient to those of earlier microbatches is part of a backward: its time is taken from the next sleep.
+    """
 
     _output: Tensor
 
@@ -26,6 +29,11 @@ class EmulatedLayer(nn.Module):
         self.weight = nn.Parameter(torch.randn(max(1, num_parameters)) * 0.02)
         self.register_buffer("_output", torch.randn(*shape), persistent=False)
         self._num_runs = 0
+        self._returned_s = self._adding_s = 0.0
+        self.weight.register_post_accumulate_grad_hook(self._has_added)  # type: ignore[no-untyped-call]
+
+    def _has_added(self, _weight: Tensor) -> None:
+        self._adding_s = time.monotonic() - self._returned_s
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return activations [microbatch, *shape] for as many samples as come in."""
@@ -49,11 +57,26 @@ class _Sleep(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
-        end_s = time.monotonic() + ctx.layer.backward_s
+        layer = ctx.layer
+        end_s = time.monotonic() + layer.backward_s - layer._adding_s
         grad = grads[0].roll(1, dims=-1)
         weight_grad = torch.full(ctx.size, 1e-3)
         time.sleep(max(0.0, end_s - time.monotonic()))
+        layer._returned_s = time.monotonic()
         return grad, weight_grad, None
+
+
+class EmulatedUpdate(torch.optim.Optimizer):
+    """An optimizer that takes its seconds and leaves the weights as they are."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter], step_s: float) -> None:
+        """`step_s` seconds for all `parameters` together."""
+        super().__init__(parameters, {})
+        self.step_s = step_s
+
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Sleep."""
+        time.sleep(self.step_s)
 
 
 def emulated_loss(outputs: Tensor, _targets: Tensor) -> Tensor:

@@ -128,31 +128,34 @@ def _sleep_until(end_s: float) -> None:
 
 
 class DilatedStage(Stage):
-    """Another stage, slowed down: after each run it sleeps `dilation` - 1 times what the run took.
-
-    On the CPU that is the thread's own processor time: what a run waits for a processor that others hold is waited
-    once, not `dilation` times.
-    """
+    """Another stage, slowed down by a factor: see `slowed`."""
 
     def __init__(self, inner: Stage, dilation: float) -> None:
         self.inner = inner
         self._dilation = dilation
-        self._clock = time.thread_time
+        self._is_cuda = False
 
     def forward(self, microbatch: int, inputs: Tensor, targets: Tensor | None) -> Tensor:
-        self._clock = time.monotonic if inputs.is_cuda else time.thread_time
-        with self._slowed():
+        self._is_cuda = inputs.is_cuda
+        with slowed(self._dilation, self._is_cuda):
             return self.inner.forward(microbatch, inputs, targets)
 
     def backward(self, microbatch: int, output_grad: Tensor | None) -> Tensor | None:
-        with self._slowed():
+        with slowed(self._dilation, self._is_cuda):
             return self.inner.backward(microbatch, output_grad)
 
     def evaluate(self, inputs: Tensor, targets: Tensor | None) -> Tensor:
         return self.inner.evaluate(inputs, targets)
 
-    @contextmanager
-    def _slowed(self) -> Iterator[None]:
-        began_s = self._clock()
-        yield
-        time.sleep((self._clock() - began_s) * (self._dilation - 1))
+
+@contextmanager
+def slowed(dilation: float, is_cuda: bool = False) -> Iterator[None]:
+    """Make the block last `dilation` times the time it works.
+
+    On the CPU that is the thread's own processor time: a dilated worker stands for a machine with a processor to
+    itself, so waiting for one that others hold takes from the pause and is not dilated too.
+    """
+    clock = time.monotonic if is_cuda else time.thread_time
+    began_s, worked_s = time.monotonic(), clock()
+    yield
+    _sleep_until(began_s + dilation * (clock() - worked_s))

@@ -72,7 +72,7 @@ def make_workload(plan: Plan, topology: Topology, profile: ModelProfile) -> Work
         forward_s.append(sum(layer.forward_s(speed) for layer in layers))
         backward_s.append(sum(layer.backward_s(speed) for layer in layers))
         num_parameters = sum(layer.parameter_bytes for layer in layers) / 4
-        step_s.append(num_parameters * _optimizer_flops(profile) / speed)
+        step_s.append(num_parameters * optimizer_flops(profile) / speed)
     stages = range(plan.num_stages)
     crossing = [boundary_bytes(plan, profile, stage) for stage in stages[:-1]]
     forward_coding_s, backward_coding_s = (_coding_s(plan, topology, profile, way) for way in ("forward", "backward"))
@@ -92,7 +92,7 @@ def make_workload(plan: Plan, topology: Topology, profile: ModelProfile) -> Work
     )
 
 
-def _optimizer_flops(profile: ModelProfile) -> float:
+def optimizer_flops(profile: ModelProfile) -> float:
     """Return what updating a parameter takes: as measured, or else as counted."""
     measured = profile.optimizer_flops_per_parameter
     return OPTIMIZER_FLOPS_PER_PARAMETER if measured is None else measured

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -71,7 +71,7 @@ def measure_layers(
 ) -> LayerMeasurement:
     """Measure a GPT's layers on a device with the threads that torch now has; raise OutOfMemoryError as torch does.
 
-    With a dilation, the pauses of a dilated job follow each layer: a processor that has rested finds its caches cold.
+    With a dilation, the pauses of a dilated job follow each pass: a processor that has rested finds its caches cold.
     """
     chain = _Chain(config, microbatch_size, device, dtype, dilation)
     counted = gpt_profile(config, microbatch_size)
@@ -135,17 +135,24 @@ class _Chain:
     def run_round(self, times: dict[str, LayerTimes]) -> None:
         """Run the chain forwards and backwards; add each layer's seconds to its kind's."""
         hidden, last = self._tokens, len(self._stages) - 1
-        for i, (stage, kind) in enumerate(zip(self._stages, self.kinds, strict=True)):
-            began = self._now_s()
-            hidden = stage.forward(0, hidden, self._tokens if i == last else None)
-            times[kind].forward_s.append(self._now_s() - began)
-            time.sleep((self._dilation - 1) * times[kind].forward_s[-1])
+        with self._rest():
+            for i, (stage, kind) in enumerate(zip(self._stages, self.kinds, strict=True)):
+                began = self._now_s()
+                hidden = stage.forward(0, hidden, self._tokens if i == last else None)
+                times[kind].forward_s.append(self._now_s() - began)
         grad: Tensor | None = None
-        for stage, kind in zip(self._stages[::-1], self.kinds[::-1], strict=True):
-            began = self._now_s()
-            grad = stage.backward(0, grad)
-            times[kind].backward_s.append(self._now_s() - began)
-            time.sleep((self._dilation - 1) * times[kind].backward_s[-1])
+        with self._rest():
+            for stage, kind in zip(self._stages[::-1], self.kinds[::-1], strict=True):
+                began = self._now_s()
+                grad = stage.backward(0, grad)
+                times[kind].backward_s.append(self._now_s() - began)
+
+    @contextmanager
+    def _rest(self) -> Iterator[None]:
+        """Pause after the block as a dilated job does after a stage's layers."""
+        began = self._now_s()
+        yield
+        time.sleep((self._dilation - 1) * (self._now_s() - began))
 
     def sizes(self, kind: str) -> dict[str, int]:
         """Return bytes of weights, elements of the output, and bytes that are kept for the backward."""

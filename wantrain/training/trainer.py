@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -24,7 +25,7 @@ from wantrain.pipeline.connect import Connections
 from wantrain.pipeline.executor import Executor, Microbatch
 from wantrain.pipeline.gradients import GradientBuckets, alignment_of
 from wantrain.pipeline.recorder import Recorder
-from wantrain.pipeline.stage import DilatedStage, LossFunction, Stage, TorchStage
+from wantrain.pipeline.stage import DilatedStage, LossFunction, Stage, TorchStage, slowed
 from wantrain.plan import Plan
 from wantrain.run_directory import LinkTraffic
 from wantrain.training.quantized_adam import QuantizedAdam
@@ -80,7 +81,8 @@ class Trainer:
         `layers` is the whole model as a list, of which the rank keeps its own, or a function of (first, end) that
         builds only those. `tied` names, among a rank's layers, a parameter that the first and the last stage share;
         `before_forward` is given the layers, the step and the samples of the next forward (dropout needs them).
-        On a network slowed by `dilation` the layers are slowed too, unless they are already (`layers_are_dilated`).
+        On a network slowed by `dilation` layers and optimizer are slowed too, unless they are already
+        (`layers_are_dilated`).
         `address` is this host's, as the others reach it (default: the one that leads to MASTER_ADDR).
         Raises PlanError where plan and job don't fit, ChannelError where a peer doesn't come.
         """
@@ -120,6 +122,7 @@ class Trainer:
         self.optimizer = optimizer(self.parameters)
         stage = TorchStage(own, loss=loss, loss_scale=plan.microbatch_size / plan.batch_size, autocast=autocast)
         is_slowed = dilation != 1 and not layers_are_dilated
+        self._slowed = partial(slowed, dilation if is_slowed else 1.0, torch.device(device).type == "cuda")
         self._executor = self._make_executor(DilatedStage(stage, dilation) if is_slowed else stage)
 
     def _set_up_gradients(self, tied: Sequence[nn.Parameter]) -> None:
@@ -239,7 +242,8 @@ class Trainer:
     def _agree_and_update(self) -> None:
         start_s = time.monotonic()
         self.connections.raise_if_failed()
-        norms = self._squared_norms()
+        with self._slowed():
+            norms = self._squared_norms()
         norms += [0.0] * (self._num_norms - len(norms))
         mine = [float(self.stop_requested), self._executor.loss, *norms]
         shares = self.membership.all_exchange(mine, self.timeout_s, f"the gradient norms of step {self.step_number}")
@@ -251,8 +255,9 @@ class Trainer:
                 f"step {self.step_number} diverged (loss {loss:g}, gradient norm {grad_norm:g});"
                 " lower the learning rate and go on from the last checkpoint"
             )
-        self._clip(grad_norm)
-        self.optimizer.step()
+        with self._slowed():
+            self._clip(grad_norm)
+            self.optimizer.step()
         self._result = StepResult(loss, grad_norm, any(share[0] for share in shares))
         self.recorder.add("step", start_s, time.monotonic())
 

@@ -1,0 +1,106 @@
+"""What averaging gradients costs replicas on a slow network, and what compressing them buys back.
+
+    python benchmarks/bench_data_parallel.py --save              both tables below
+    python benchmarks/bench_data_parallel.py --only pipelines    2 stages × 4 replicas: what each codec brings
+    python benchmarks/bench_data_parallel.py --only replicas     4 whole models: beside torch's DDP and its hooks
+
+Shapes of GPT-2 (124 million weights), 16 samples a replica and step, every worker behind an uplink of its own. Layers
+and optimizer sleep for a V100's seconds; gradients, codecs and transport are real (`emulated_job`). Systems take turns,
+a run of some steps each; a step is the median of its runs' steps without the first two. The bytes of a step are those
+that a ring all-reduce sends, 2 (n-1) / n of a worker's gradients, as its codec packs them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tomllib
+from typing import Any
+
+from bench_planning import Entry, measure
+from bench_prediction import codec_speed
+from emulated_job import EmulatedJob
+from harness import append_result
+from network_setting import flops_per_s, uplinks_text
+from wantrain.errors import ConfigError, TopologyError
+from wantrain.model_config import ModelConfig
+from wantrain.profile import gpt_profile
+from wantrain.resources import find_config
+from wantrain.scheduler.solve import make_plan
+from wantrain.topology import Topology
+from wantrain.units import parse_bytes_per_s
+
+NAME = "data_parallel"
+
+SAMPLES = 16
+"""Of a replica and step, each a microbatch."""
+
+ERROR_FEEDBACK = "error_feedback:quantized:4"
+
+CODECS = {
+    "wantrain raw": ("raw:fp32", "raw:fp32", "raw:fp32"),
+    "wantrain aqsgd": ("aqsgd:4", "quantized:8", "raw:fp32"),
+    "wantrain gradients 4 bit": ("raw:fp32", "raw:fp32", ERROR_FEEDBACK),
+    "wantrain aqsgd, gradients 4 bit": ("aqsgd:4", "quantized:8", ERROR_FEEDBACK),
+}
+"""Of activations, of their gradients, of the weights' gradients."""
+
+PEERS = ("torch DDP", "torch DDP, fp16 hook", "torch DDP, PowerSGD hook")
+
+PARTS = {
+    "pipelines": (2, 4, tuple(CODECS)),
+    "replicas": (1, 4, (*PEERS, "wantrain raw", "wantrain gradients 4 bit")),
+}
+"""Stages, replicas, and who takes turns."""
+
+
+def entries_of(part: str, args: argparse.Namespace) -> list[Entry]:
+    """Return a table's systems as jobs that can be measured, each with its plan."""
+    stages, replicas, systems = PARTS[part]
+    config = ModelConfig.load(find_config("models", "gpt2", ConfigError))
+    profile = gpt_profile(config, 1)
+    text = tomllib.loads(uplinks_text(stages * replicas, parse_bytes_per_s(args.uplink), args.latency_ms / 1e3))
+    topology = Topology.parse({"name": "uplinks"} | text, TopologyError, "uplinks")
+    worker = {"flops_per_s": flops_per_s(), "codec_values_per_s": codec_speed() * args.dilation}
+    topology = topology.model_copy(update={"workers": tuple(one.model_copy(update=worker) for one in topology.workers)})
+    shape = (config.seq_len, config.hidden)
+    entries = []
+    for name in systems:
+        forward, backward, gradients = CODECS.get(name, CODECS["wantrain raw"])
+        plan = make_plan(
+            topology, profile, batch_size=SAMPLES * replicas, num_stages=stages, num_replicas=replicas,
+            forward_codec=forward, backward_codec=backward, gradient_codec=gradients,
+        )  # fmt: skip
+        peer = name if name in PEERS else None
+        job = EmulatedJob(plan, topology, profile, shape, args.steps, args.dilation, peer=peer)
+        entries.append(Entry(name, job, []))
+    return entries
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=PARTS, help="one of the tables")
+    parser.add_argument("--uplink", default="500 Mbit/s", help="of every worker (default: %(default)s)")
+    parser.add_argument("--latency-ms", type=float, default=1.0, help="one way, between any two (default: %(default)s)")
+    parser.add_argument("--dilation", type=float, default=4.0, help="slow all down (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=5, help="of a run (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=1, help="runs of each system (default: %(default)s)")
+    parser.add_argument("--save", action="store_true", help="keep the results")
+    args = parser.parse_args()
+    if args.steps < 3:
+        parser.error("the first two steps don't count; give at least three")
+    for part in [args.only] if args.only else PARTS:
+        stages, replicas, _ = PARTS[part]
+        print(f"{part}: {stages} stages × {replicas} replicas of GPT-2 at {args.uplink}", flush=True)
+        entries = entries_of(part, args)
+        measure(entries, args.rounds)
+        first = entries[0].measured_s
+        for entry in entries[1:]:
+            print(f"{entry.name:<32} {first / entry.measured_s:.2f}× the speed of {entries[0].name}")
+        if args.save:
+            said: dict[str, Any] = {"benchmark": part, "uplink": args.uplink, "latency_ms": args.latency_ms}
+            said |= {"emulated": "compute and network", "dilation": args.dilation, "stages": stages}
+            append_result(NAME, said | {"replicas": replicas, "entries": [one.as_json() for one in entries]})
+
+
+if __name__ == "__main__":
+    main()

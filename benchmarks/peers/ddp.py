@@ -1,0 +1,75 @@
+"""torch's DistributedDataParallel on emulated layers, over gloo, with its own communication hooks.
+
+Replicas of a whole model and no pipeline. Layers sleep as wantrain's do; buckets (25 MB), overlap with the last
+microbatch's backward and hooks are torch's. PowerSGD compresses from the second step on, at its usual rank.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
+from torch.nn.parallel import DistributedDataParallel
+
+from wantrain.models.emulated import EmulatedLayer, emulated_loss
+
+
+def _fp16(ddp: DistributedDataParallel) -> None:
+    ddp.register_comm_hook(None, default_hooks.fp16_compress_hook)
+
+
+def _power_sgd(ddp: DistributedDataParallel) -> None:
+    ddp.register_comm_hook(PowerSGDState(None, matrix_approximation_rank=4, start_powerSGD_iter=2), powerSGD_hook)
+
+
+HOOKS: dict[str, Callable[[DistributedDataParallel], None]] = {
+    "torch DDP": lambda _: None,
+    "torch DDP, fp16 hook": _fp16,
+    "torch DDP, PowerSGD hook": _power_sgd,
+}
+
+
+def train(
+    name: str, layers: Sequence[EmulatedLayer], optimizer: Any, batch: Any, microbatch_size: int, steps: int
+) -> list[float]:
+    """Train steps of a peer by its name; return the seconds of each on this rank, as they passed.
+
+    `batch`: this replica's inputs [samples, 1]; gradients add up over microbatches and are exchanged in the last one.
+    """
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    address = f"tcp://{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    dist.init_process_group("gloo", address, rank=rank, world_size=world_size)
+    for layer in layers:
+        _as_matrix(layer.weight)
+    ddp = DistributedDataParallel(nn.Sequential(*layers), gradient_as_bucket_view=True)
+    HOOKS[name](ddp)
+    starts = range(0, len(batch), microbatch_size)
+    times = []
+    for _ in range(steps):
+        dist.barrier()
+        began_s = time.monotonic()
+        for start in starts:
+            is_last = start == starts[-1]
+            with nullcontext() if is_last else ddp.no_sync():
+                output = ddp(batch[start : start + microbatch_size])
+                torch.autograd.backward(emulated_loss(output, output))
+        optimizer.step()
+        ddp.zero_grad()
+        times.append(time.monotonic() - began_s)
+    dist.destroy_process_group()
+    return times
+
+
+def _as_matrix(weight: nn.Parameter) -> None:
+    """Give a weight two dimensions, as near a square as they come: PowerSGD leaves vectors as they are."""
+    rows = next(n for n in itertools.count(int(weight.numel() ** 0.5), -1) if weight.numel() % n == 0)
+    weight.data = weight.data.view(rows, -1)

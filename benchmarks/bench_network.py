@@ -19,6 +19,8 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import math
+import signal
 import statistics
 import subprocess
 import sys
@@ -37,8 +39,10 @@ from harness import RESULTS, ProcessorTime, append_result, read_results, tied
 from network_setting import AUTO, OWN, PEERS, Codecs, Setting, System, parse_systems
 from pipeline_turns import add_work_arguments
 from wantrain.errors import ConfigError, RunError, WantrainError
+from wantrain.probe.machine import free_memory_bytes
 from wantrain.scheduler.cost_model import predict
 from wantrain.units import format_bytes, format_time, parse_bytes_per_s, parse_time_s
+from wantrain.wire import payload_bytes
 
 NAME = "network"
 UPLINKS = "10 Gbit/s,1 Gbit/s,500 Mbit/s,300 Mbit/s,100 Mbit/s"
@@ -60,6 +64,12 @@ _WIDTH = 150
 
 _START_S = 12.0
 """Seconds until eight processes have imported torch, for the time left; from two cores."""
+
+_PROCESS_BYTES = 0.4e9
+"""Of a process with torch, before it holds a pipeline (seen)."""
+
+_HELD_TIMES = 2
+"""How many times a step's activations a system's pipelines hold (seen: six systems of 8 × 32 took 23 GB)."""
 
 Record = dict[str, Any]
 
@@ -89,10 +99,12 @@ class Row:
 
     @property
     def title(self) -> str:
-        """The system's name, with the codecs that its plan chose."""
+        """The system's name, with the codecs that its plan chose: each way's least and widest."""
         if self.system != AUTO:
             return self.system.name
-        return f"{self.system.name} ({', '.join(sorted({'/'.join(one) for one in self.codecs}))})"
+        ways = ({one[way] for one in self.codecs} for way in (0, 1))
+        ranges = [sorted(way, key=lambda codec: payload_bytes(codec, (1, 1024))) for way in ways]
+        return f"{self.system.name} ({'/'.join('…'.join(dict.fromkeys((one[0], one[-1]))) for one in ranges)})"
 
     @property
     def bound_s(self) -> float:
@@ -132,6 +144,12 @@ def rows_of(records: Iterable[Record]) -> list[Row]:
             steps.clear()
         steps.append(record)
     return [Row(*key, tuple(steps)) for key, steps in found.items()]
+
+
+def most_work(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows with the most stages and microbatches: those that a headline is about."""
+    most = max(((row.setting.stages, row.setting.microbatches) for row in rows), default=None)
+    return [row for row in rows if (row.setting.stages, row.setting.microbatches) == most]
 
 
 def default_dilation(uplink_bytes_per_s: float) -> float:
@@ -196,12 +214,17 @@ def measure(setting: Setting, systems: Sequence[System], args: argparse.Namespac
                 process.terminate()
                 raise
         if process.returncode:
-            raise RunError(f"{setting.title}: {_reason(words)}")
+            raise RunError(f"{setting.title}: {reason(words, process.returncode)}")
 
 
-def _reason(words: Sequence[str]) -> str:
+def reason(words: Sequence[str], status: int) -> str:
+    """Return why a measurement ended, from what its ranks wrote and its exit status."""
     telling = [line for line in words if "Error" in line or "wantrain:" in line]
-    return (telling or list(words) or ["no rank said why"])[-1]
+    if telling:
+        return telling[-1]
+    if abs(status) in (signal.SIGKILL, 128 + signal.SIGKILL):
+        return "a rank was killed, most likely for want of memory; name fewer systems at once, or fewer microbatches"
+    return f"ended with status {status}, and no rank said why"
 
 
 def sweep(args: argparse.Namespace, systems: Sequence[System], console: Console) -> None:
@@ -233,8 +256,22 @@ def sweep(args: argparse.Namespace, systems: Sequence[System], console: Console)
                     append_result(NAME, own | record, folder)
 
 
+def at_once(setting: Setting, systems: Sequence[System], free_bytes: float) -> list[Sequence[System]]:
+    """Part systems into groups of about one size, each of which fits in memory."""
+    room = 0.9 * free_bytes - setting.stages * _PROCESS_BYTES
+    each = _HELD_TIMES * setting.stages * setting.microbatches * setting.payloads([("raw:fp32", "raw:fp32")])[0][0]
+    num_groups = math.ceil(len(systems) / max(1, int(room / each)))
+    return [systems[i * len(systems) // num_groups : (i + 1) * len(systems) // num_groups] for i in range(num_groups)]
+
+
 def _measure_setting(setting: Setting, lacking: dict[System, int], args: argparse.Namespace) -> Iterator[Record]:
-    """Yield each step of one setting as it ends; systems that lack more steps than others go on alone."""
+    """Yield each step of one setting as it ends; systems take turns with as many others as memory holds."""
+    for group in at_once(setting, list(lacking), free_memory_bytes()):
+        yield from _measure_together(setting, {system: lacking[system] for system in group}, args)
+
+
+def _measure_together(setting: Setting, lacking: dict[System, int], args: argparse.Namespace) -> Iterator[Record]:
+    """Yield each step as it ends; systems that lack more steps than others go on alone."""
     while lacking:
         repeats = min(lacking.values())
         predicted = {one.name: _predicted_s(setting, one) for one in lacking}
@@ -308,7 +345,7 @@ def print_table(rows: Sequence[Row], console: Console) -> None:
     """Print all rows of the settings that were asked for."""
     table = Table(box=None, header_style="bold")
     for name in HEAD:
-        table.add_column(name, no_wrap=True, justify="left" if name in HEAD[:2] else "right")
+        table.add_column(name, no_wrap=name != "system", justify="left" if name in HEAD[:2] else "right")
     for row in rows:
         table.add_row(*cells(rows, row))
     console.print(table)
@@ -356,6 +393,9 @@ def main() -> int:
     except (WantrainError, ValueError) as caught:
         print(f"wantrain bench network: {caught}", file=sys.stderr)
         return caught.exit_status if isinstance(caught, WantrainError) else 2
+    except KeyboardInterrupt:
+        print("\nwantrain bench network: stopped; the same command goes on from here", file=sys.stderr)
+        return 128 + signal.SIGINT
     rows = chosen(rows_of(read_results(NAME, args.out)), settings, systems)
     print_table(rows, console)
     if rows:

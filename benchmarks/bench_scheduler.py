@@ -2,6 +2,7 @@
 
     python benchmarks/bench_scheduler.py --dtfm            DT-FM's own objective on its own scenarios
     python benchmarks/bench_scheduler.py --quality 200     gap to the exact optimum on random cases of up to 8 workers
+    python benchmarks/bench_scheduler.py --replan 50       a link degraded or a worker gone, against planning afresh
     python benchmarks/bench_scheduler.py --scale           64, 256 and 1024 workers: seconds, memory, gain
 
 `--save` keeps the results. Seconds are of the processor: other work on the machine doesn't count. The first call of a
@@ -31,6 +32,7 @@ from wantrain.plan import Plan
 from wantrain.profile import ModelProfile, gpt_profile
 from wantrain.scheduler import dtfm
 from wantrain.scheduler.exact import Exact, exact_plan
+from wantrain.scheduler.replan import replan
 from wantrain.scheduler.solve import find_plan, make_plan, naive_plan
 from wantrain.topology import Topology
 
@@ -181,6 +183,53 @@ def run_quality(num_cases: int, seed: int) -> dict[str, Any]:
     return record
 
 
+def run_replan(num_cases: int, seed: int) -> dict[str, Any]:
+    """Degrade a link between neighbours tenfold, or take a worker where one is to spare; hold replan against find_plan.
+
+    Prints and returns how much longer the new plan's step is than a fresh plan's, and the bytes that each moves.
+    """
+    generator = random.Random(seed)
+    longer, moved, fresh_moved, gone = [], 0, 0, 0
+    for number in itertools.count():
+        if len(longer) == num_cases:
+            break
+        case = random_case(generator, number)
+        topology, profile = case.pop("topology"), case.pop("profile")
+        case["num_lanes"] = case["num_replicas"]
+        try:
+            old = make_plan(topology, profile, **case)
+            changed = _without_a_worker(topology, old, generator) or _degraded(topology, old, generator)
+            found = replan(old, changed, profile, **case)
+        except PlanError:
+            continue
+        longer.append(step_s(found.plan) / step_s(found.fresh) - 1)
+        moved, fresh_moved = moved + found.moved_bytes, fresh_moved + found.fresh_moved_bytes
+        gone += len(changed.workers) < len(topology.workers)
+    record = {
+        "cases": num_cases, "worker_gone": gone, "worst_longer": max(longer), "mean_longer": statistics.mean(longer),
+        "moved_bytes": moved, "fresh_moved_bytes": fresh_moved,
+    }  # fmt: skip
+    print({name: round(value, 4) for name, value in record.items()})
+    return record
+
+
+def _without_a_worker(topology: Topology, plan: Plan, generator: random.Random) -> Topology | None:
+    """Return the topology without one of the plan's workers; None where all are needed."""
+    if len(topology.workers) == plan.world_size:
+        return None
+    gone = generator.choice(plan.workers)
+    return topology.model_copy(update={"workers": tuple(one for one in topology.workers if one.name != gone)})
+
+
+def _degraded(topology: Topology, plan: Plan, generator: random.Random) -> Topology:
+    """Return the topology with a tenth of the rate between two of the plan's ranks that follow each other."""
+    at = generator.randrange(plan.world_size - 1)
+    here, there = plan.workers[at : at + 2]
+    changed = topology.with_link(here, there)
+    rate = changed.rules[-1].bandwidth_bytes_per_s
+    return topology.with_link(here, there, bandwidth_bytes_per_s=rate / 10)
+
+
 def scattered_topology(num_workers: int, num_sites: int, seed: int = 0) -> Topology:
     """Return volunteers of four speeds and four sizes of memory, in the order in which they came, over some sites."""
     generator = random.Random(seed)
@@ -238,6 +287,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--dtfm", action="store_true")
     parser.add_argument("--quality", type=int, metavar="CASES")
+    parser.add_argument("--replan", type=int, metavar="CASES")
     parser.add_argument("--scale", type=int, nargs="*", metavar="WORKERS")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save", action="store_true", help="keep the result in benchmarks/results")
@@ -247,6 +297,8 @@ def main() -> None:
         record["dtfm"] = run_dtfm()
     if arguments.quality:
         record["quality"] = run_quality(arguments.quality, arguments.seed)
+    if arguments.replan:
+        record["replan"] = run_replan(arguments.replan, arguments.seed)
     if arguments.scale is not None:
         record["scale"] = run_scale(arguments.scale or [64, 256, 1024])
     if arguments.save:

@@ -21,7 +21,7 @@ from wantrain.report.style import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, RED, 
 from wantrain.units import format_bandwidth, format_time
 
 PEER_LOOKS = ((ORANGE, "o"), (RED, "s"), (PURPLE, "^"), (MUTED, "v"))
-OWN_LOOKS = ((SKY, "D"), (BLUE, "X"), (GREEN, "P"), (INK, "*"))
+OWN_LOOKS = ((SKY, "D"), (BLUE, "X"), (GREEN, "P"), (INK, "*"), (SKY, "<"), (BLUE, ">"))
 """Colours and markers of systems, in the order of the table; warm ones are other programs."""
 
 _KINDS = {"forward": SKY, "backward": BLUE}
@@ -38,7 +38,7 @@ def _looks(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
 
 def throughput(rows: Sequence[Row]) -> Figure:
     """Draw tokens per second against the uplink, every system's bound as a thin line."""
-    figure = Figure(figsize=(8.2, 4.6), layout="constrained")
+    figure = Figure(figsize=(9.6, 4.6), layout="constrained")
     axes = figure.add_subplot()
     looks = _looks(rows)
     for name, (color, marker) in looks.items():
@@ -54,7 +54,7 @@ def throughput(rows: Sequence[Row]) -> Figure:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: format_bandwidth(rate / 8)))
     axes.set_xlabel("uplink of every worker; dotted: the bound")
     axes.set_ylabel("tokens per second")
-    axes.legend()
+    figure.legend(loc="outside right upper")
     return figure
 
 

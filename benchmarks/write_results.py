@@ -12,15 +12,17 @@ import argparse
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bench_convergence import table as convergence_table
-from bench_network import HEAD, cells, rows_of
+from bench_network import HEAD, cells, most_work, rows_of
 from bench_network import Row as NetworkRow
 from bench_prediction import stored_runs
 from harness import RESULTS, read_results
-from wantrain.units import format_bandwidth
+from pictures import PICTURES, draw
+from wantrain.units import format_bandwidth, format_bytes
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -41,9 +43,9 @@ def newest(records: list[Record], key: Callable[[Record], object]) -> list[Recor
     return list({key(record): record for record in records}.values())
 
 
-def network_rows(records: list[Record]) -> Iterator[str]:
-    """Yield the table of pipelines by network, wantrain's beside others'."""
-    rows = rows_of(records)
+def network_rows(records: list[Record], choose: Callable[[list[NetworkRow]], list[NetworkRow]] = list) -> Iterator[str]:
+    """Yield the table of pipelines by network, wantrain's beside others'; of the rows that `choose` returns."""
+    rows = choose(rows_of(records))
     yield (
         "Seconds a step of GPT-2 XL's shapes, compute and network emulated: the median of `n` steps at dilation `d`;"
         " how near the bound of a work-conserving schedule; how much longer than wantrain uncompressed at 10 Gbit/s;"
@@ -148,7 +150,7 @@ def data_parallel_rows(records: list[Record]) -> Iterator[str]:
     """Yield the tables of replicas that average their gradients, with and without codecs."""
     for last in newest(records, lambda one: (one["benchmark"], one["uplink"])):
         shape = f"{last['stages']} stages × {last['replicas']} replicas" if last["stages"] > 1 else "4 whole models"
-        yield f"{shape} of GPT-2 at {last['uplink']}, 16 microbatches of one sample each, seconds a step:\n"
+        yield f"{shape} of {last['model']} at {last['uplink']}, 16 samples a replica, seconds a step:\n"
         yield _row(["system", "predicted", "measured", "error", "speed", "stolen"])
         yield _row(["---"] * 6)
         first = last["entries"][0]["step_s"]["median"]
@@ -191,6 +193,15 @@ def scheduler_rows(records: list[Record]) -> Iterator[str]:
             f"{one['cases']} random cases of up to eight workers against an exact search: {one['optimal']:.0%} optimal,"
             f" {one['mean_gap']:.2%} off on average, {one['worst_gap']:.1%} at worst; the naive plan"
             f" {one['naive_mean_gap']:.0%} (`wantrain bench scheduler --quality 200`).\n"
+        )
+    if "replan" in found:
+        one = found["replan"]
+        moved, afresh = (format_bytes(one[key]) for key in ("moved_bytes", "fresh_moved_bytes"))
+        yield (
+            f"{one['cases']} such cases with a worker gone ({one['worker_gone']}) or a link ten times slower: steps of"
+            f" the plan to go on with are {one['mean_longer']:+.1%} longer than a fresh plan's on average,"
+            f" {one['worst_longer']:+.1%} at worst, and {moved} must move instead of {afresh}"
+            f" (`wantrain bench scheduler --replan {one['cases']}`).\n"
         )
     if "scale" in found:
         yield _row(["workers", "seconds (of processor)", "memory", "stages × replicas", "naive", "sites together"])
@@ -237,14 +248,18 @@ IN_README = ("network", "data_parallel", "planning", "links", "convergence")
 
 
 def table(names: Iterable[str] = IN_README, folder: Path = RESULTS) -> str:
-    """Return the tables of some result files, without titles: what stands between the README's markers."""
-    parts = [_section(name, folder) for name in names]
+    """Return the tables of some result files, without titles: what stands between the README's markers.
+
+    Of the networks only the headline is there.
+    """
+    headline = {"network": partial(network_rows, choose=most_work)}
+    parts = [_section(name, folder, headline.get(name)) for name in names]
     return "\n".join(filter(None, parts)) or NOTHING
 
 
-def _section(name: str, folder: Path) -> str:
+def _section(name: str, folder: Path, rows: Callable[[list[Record]], Iterator[str]] | None = None) -> str:
     records = read_results(name, folder)
-    return "\n".join(SECTIONS[name][1](records)) if records else ""
+    return "\n".join((rows or SECTIONS[name][1])(records)) if records else ""
 
 
 def page(folder: Path = RESULTS) -> str:
@@ -252,7 +267,10 @@ def page(folder: Path = RESULTS) -> str:
     parts = ["# Results\n\n" + INTRO]
     for name, (title, _) in SECTIONS.items():
         if rows := _section(name, folder):
-            parts.append(f"## {title}\n\n{rows}")
+            shown = [
+                f"![{what}](pictures/{picture}.svg)\n\n" for picture, (of, what, _) in PICTURES.items() if of == name
+            ]
+            parts.append(f"## {title}\n\n{''.join(shown)}{rows}")
     return "\n".join(parts)
 
 
@@ -276,6 +294,7 @@ def main(argv: list[str] | None = None) -> int:
         return int(any(not path.exists() or path.read_text(encoding="utf-8") != text for path, text in wanted.items()))
     for path, text in wanted.items():
         path.write_text(text, encoding="utf-8")
+    draw(results.parent / "pictures")
     return 0
 
 

@@ -73,6 +73,11 @@ def test_the_page_has_a_section_for_each_result_file(tmp_path: Path) -> None:
         assert (f"## {title}" in stored) == (write_results.RESULTS / f"{name}.jsonl").exists()
 
 
+def test_every_picture_of_the_page_is_there_and_every_picture_is_shown() -> None:
+    shown = set(re.findall(r"!\[[^]]+\]\(([^)]+)\)", write_results.page()))
+    assert shown == {f"pictures/{path.name}" for path in (ROOT / "docs" / "pictures").iterdir()}
+
+
 def test_a_missing_marker_is_said() -> None:
     with pytest.raises(SystemExit, match="lacks a marker"):
         write_results.with_table("no marker", "")

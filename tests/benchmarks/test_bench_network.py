@@ -4,12 +4,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench_network import Row, best_peer_s, missing, parse_arguments, reference, rows_of, settings_of
+from bench_network import Row, at_once, best_peer_s, missing, parse_arguments, reason, reference, rows_of, settings_of
 from harness import read_results
 from network_page import render
 from network_setting import Setting, System, bound_s
@@ -70,6 +71,14 @@ def test_layers_that_stages_cant_share_are_refused() -> None:
 def test_workers_share_nothing_but_their_own_uplink() -> None:
     topology = SMALL.topology()
     assert topology.shared_limits("w-0", "w-1") == [(("uplink", "w-0"), 62.5e6)]
+
+
+def test_systems_that_do_not_fit_in_memory_together_take_turns_in_groups() -> None:
+    systems = [System.parse(name) for name in ("raw", "aqsgd", "torch 1F1B", "torch GPipe", "DeepSpeed")]
+    setting = Setting(1e8, microbatches=32)
+    assert at_once(setting, systems, 64e9) == [systems]
+    assert [len(group) for group in at_once(setting, systems, 18e9)] == [2, 3]
+    assert [len(group) for group in at_once(setting, systems, 1e9)] == [1] * 5
 
 
 def test_only_steps_that_the_results_lack_are_to_be_measured() -> None:
@@ -175,7 +184,22 @@ def _command(pid: str) -> str:
         return ""
 
 
+def test_a_row_of_the_plans_own_choice_keeps_what_was_chosen() -> None:
+    codecs = [["aqsgd:2", "hadamard:4"], ["aqsgd:3", "hadamard:4"]]
+    row = Row(replace(SMALL, stages=3), System.parse("auto"), ({"codecs": codecs},))
+    assert row.title == "wantrain auto (aqsgd:2…aqsgd:3/hadamard:4)"
+    widest = Row(row.setting, row.system, ({"codecs": [codecs[1], codecs[1]]},))
+    assert row.payload_bytes < widest.payload_bytes
+    assert row.bound_s <= widest.bound_s
+
+
+def test_a_rank_that_was_killed_is_told_apart_from_one_that_says_why() -> None:
+    said = 'w-0 | {"system": "raw", "turn": 0}'
+    assert "memory" in reason([said], 137)
+    assert reason([said, "w-1 | ValueError: no"], 1) == "w-1 | ValueError: no"
+
+
 def test_a_row_counts_what_a_whole_step_sends() -> None:
-    row = Row(SMALL, System.parse("raw"), ())
+    row = Row(SMALL, System.parse("raw"), ({},))
     assert row.payload_bytes >= 2 * 4 * MICROBATCH
     assert json.loads(json.dumps(SMALL.as_dict())) == SMALL.as_dict()

@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from bench_scheduler import SCENARIOS, load_scenario, random_case, scattered_topology
+from bench_scheduler import SCENARIOS, load_scenario, random_case, run_replan, scattered_topology
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
@@ -29,3 +29,10 @@ def test_volunteers_come_in_no_order_of_sites() -> None:
     sites = [worker.site for worker in topology.workers]
     assert len(set(sites)) == 8
     assert sites != sorted(sites)
+
+
+def test_a_plan_to_go_on_with_is_as_good_as_a_fresh_one_and_moves_no_more() -> None:
+    record = run_replan(3, seed=1)
+    assert record["cases"] == 3
+    assert record["worst_longer"] <= 0.03
+    assert record["moved_bytes"] <= record["fresh_moved_bytes"]

@@ -189,7 +189,8 @@ def run_replan(num_cases: int, seed: int) -> dict[str, Any]:
     Prints and returns how much longer the new plan's step is than a fresh plan's, and the bytes that each moves.
     """
     generator = random.Random(seed)
-    longer, moved, fresh_moved, gone = [], 0, 0, 0
+    longer: list[float] = []
+    moved = fresh_moved = gone = 0
     for number in itertools.count():
         if len(longer) == num_cases:
             break

@@ -199,8 +199,8 @@ def scheduler_rows(records: list[Record]) -> Iterator[str]:
         moved, afresh = (format_bytes(one[key]) for key in ("moved_bytes", "fresh_moved_bytes"))
         yield (
             f"{one['cases']} such cases with a worker gone ({one['worker_gone']}) or a link ten times slower: steps of"
-            f" the plan to go on with are {one['mean_longer']:+.1%} longer than a fresh plan's on average,"
-            f" {one['worst_longer']:+.1%} at worst, and {moved} must move instead of {afresh}"
+            f" the plan to go on with are {one['mean_longer']:.1%} longer than a fresh plan's on average,"
+            f" {one['worst_longer']:.1%} at worst, and {moved} must move instead of {afresh}"
             f" (`wantrain bench scheduler --replan {one['cases']}`).\n"
         )
     if "scale" in found:

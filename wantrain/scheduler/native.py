@@ -13,11 +13,16 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import pickle
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FunctionType
-from typing import Any
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
 
 _NO_CACHE = (OSError, RuntimeError, EOFError, pickle.UnpicklingError)
 """No folder, no room, no permission; no locator found (numba's RuntimeError); a file cut short by a crash."""
@@ -27,13 +32,22 @@ _NO_CACHE = (OSError, RuntimeError, EOFError, pickle.UnpicklingError)
 def compiled(function: Callable[..., Any], *helpers: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function as machine code, together with the functions that it calls, made at its first call."""
     ready: list[Callable[..., Any]] = []
+    making = threading.Lock()
 
     def call(*args: Any) -> Any:
         if not ready:
-            ready.append(_machine_code((*helpers, function), args))
+            with making:  # a thread that comes meanwhile waits for the same
+                if not ready:
+                    ready.append(_machine_code((*helpers, function), args))
         return ready[0](*args)
 
     return call
+
+
+def on_all_processors(work: Callable[..., Result], *many: Iterable[Any]) -> list[Result]:
+    """Return what `work` makes of each, in their order; machine code runs side by side, Python one at a time."""
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+        return list(threads.map(work, *many))
 
 
 def _machine_code(functions: tuple[Callable[..., Any], ...], args: tuple[Any, ...]) -> Callable[..., Any]:

@@ -16,16 +16,19 @@ from __future__ import annotations
 
 import math
 import random
+import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from wantrain.errors import PlanError
 from wantrain.scheduler.draft import Placement
 from wantrain.scheduler.estimate import choose_limits, price_all
 from wantrain.scheduler.lanes import Deck, deal_by_speed, deal_evenly
+from wantrain.scheduler.native import on_all_processors
 from wantrain.scheduler.network import Network, chained_sites
 from wantrain.scheduler.partition import split_for_workers, split_layers
 from wantrain.scheduler.placement import anneal, compiled_anneal
@@ -116,7 +119,7 @@ class Searcher:
         self._until_s = until_s
         self._random = random.Random(self._seed)
         self._problems: dict[tuple[int, int], Problem] = {}
-        self._arrays: dict[tuple[int, int, int, float], tuple[Problem, State]] = {}
+        self._scratch = threading.local()
         self._known_starts: dict[tuple[tuple[int, int], tuple[int, ...], Major], Candidate] = {}
         self._flops = [layer.forward_flops + layer.backward_flops for layer in request.profile.layers]
         self._num_layers = len(self._flops)
@@ -136,22 +139,23 @@ class Searcher:
         """Estimate a placement; fills in its state."""
         return price_all(problem, state) if self._is_plain else self._run(problem, state, 0, 0.0, 1)
 
-    def anneal(self, candidate: Candidate, changes: int, allowance: float) -> Candidate:
+    def anneal(self, candidate: Candidate, changes: int, allowance: float, seed: int) -> Candidate:
         """Return the best placement that so many changes lead to."""
         problem, state = candidate.problem, copied(candidate.state)
         if self._is_plain:
             cells, cuts = list(state.cells), list(state.cuts)
-            price = anneal(problem, state, cells, cuts, changes, allowance, self._next_seed())
+            price = anneal(problem, state, cells, cuts, changes, allowance, seed)
         else:
-            price = self._run(problem, state, changes, allowance, self._next_seed())
+            price = self._run(problem, state, changes, allowance, seed)
         return Candidate(price, problem, state, candidate.units)
 
     def _run(self, problem: Problem, state: State, changes: int, allowance: float, seed: int) -> float:
         """Run the search's loop as machine code; without changes it only prices."""
         key = (problem.num_stages, problem.num_replicas, problem.is_dealt, problem.strictness)
-        if key not in self._arrays:
-            self._arrays[key] = (as_arrays(problem), as_arrays(state))
-        arrays, at_work = self._arrays[key]
+        known: dict[tuple[int, int, int, float], tuple[Problem, State]] = vars(self._scratch).setdefault("arrays", {})
+        if key not in known:
+            known[key] = (as_arrays(problem), as_arrays(state))
+        arrays, at_work = known[key]
         for name in _PLACED:
             getattr(at_work, name)[:] = getattr(state, name)
         rest = (at_work.cells.copy(), at_work.cuts.copy(), changes, allowance, seed)
@@ -245,9 +249,9 @@ class Searcher:
             pool += _firsts(ranked, {one.shape for one in pool}) if keeps_shapes else []
             pool = [self._judged(one, strictness) for one in pool]
             changes = self.num_changes // len(_KEPT) // len(pool)
-            pool = [self._improved(one, changes, allowance) for one in pool]
+            pool = self._at_once(partial(self._improved, changes=changes, allowance=allowance), pool)
             met += pool
-        finished = [self._finished(one) for one in _different(pool)]
+        finished = self._at_once(self._finished, _different(pool))
         others = [
             self.dealt(self._judged(one, STRICT)) for one in _different(met)[: _MET if self._is_plain else _LAST_POOL]
         ]
@@ -268,20 +272,25 @@ class Searcher:
         workers = range(network.num_workers)
         return [sorted(workers, key=lambda w: (place[network.site_of[w]], -network.speed[w])) for place in places]
 
-    def _improved(self, candidate: Candidate, changes: int, allowance: float) -> Candidate:
+    def _at_once(self, work: Callable[[Candidate, int], Candidate], pool: Sequence[Candidate]) -> list[Candidate]:
+        """Return what becomes of each candidate, worked at with a seed of its own; machine code on all processors."""
+        seeds = [self._next_seed() for _ in pool]
+        return list(map(work, pool, seeds)) if self._is_plain else on_all_processors(work, pool, seeds)
+
+    def _improved(self, candidate: Candidate, seed: int, *, changes: int, allowance: float) -> Candidate:
         if self._until_s is not None and time.monotonic() > self._until_s:
             return candidate
-        return self.cut_anew(self.anneal(candidate, changes, allowance))
+        return self.cut_anew(self.anneal(candidate, changes, allowance, seed))
 
     def _judged(self, candidate: Candidate, strictness: float) -> Candidate:
         """Return the candidate as it is priced when memory is taken so strictly."""
         problem, state = candidate.problem._replace(strictness=strictness), copied(candidate.state)
         return Candidate(self.price(problem, state), problem, state, candidate.units)
 
-    def _finished(self, candidate: Candidate) -> Candidate:
+    def _finished(self, candidate: Candidate, seed: int) -> Candidate:
         """Deal the lanes, and let the workers settle in with them."""
         dealt = self.dealt(candidate)
-        settled = self._improved(dealt, self.num_changes // 20, _ALLOWANCES[-1])
+        settled = self._improved(dealt, seed, changes=self.num_changes // 20, allowance=_ALLOWANCES[-1])
         return min(dealt, self.dealt(settled), key=_price)
 
     def _shares(self, candidate: Candidate) -> list[float]:

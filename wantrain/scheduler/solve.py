@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypedDict, Unpack
 
 from wantrain.errors import PlanError, did_you_mean
@@ -20,6 +21,7 @@ from wantrain.scheduler.cost_model import predict
 from wantrain.scheduler.draft import Drafter
 from wantrain.scheduler.exact import MOST_WORKERS, likely_placements
 from wantrain.scheduler.lanes import deal_evenly, make_deck
+from wantrain.scheduler.native import on_all_processors
 from wantrain.scheduler.network import make_network
 from wantrain.scheduler.playing import Objective, Player
 from wantrain.scheduler.polish import polish
@@ -218,7 +220,15 @@ class _Solver:
 
     def _played(self, candidates: Sequence[Candidate]) -> list[tuple[float, Plan, Candidate]]:
         """Return the plans of placements that fit into memory, with their scores."""
-        return [(*found, one) for one in candidates if (found := self.player.best_depths(one, self._is_large))]
+        found = zip(self._at_depths(candidates), candidates, strict=True)
+        return [(*scored, one) for scored, one in found if scored is not None]
+
+    def _at_depths(self, candidates: Sequence[Candidate]) -> list[tuple[float, Plan] | None]:
+        """Return each one's best plan; an objective of the user's is asked one at a time."""
+        best = partial(self.player.best_depths, is_brief=self._is_large)
+        if self._is_large and self.player.objective is None:
+            return on_all_processors(best, candidates)
+        return list(map(best, candidates))
 
     @property
     def _num_finalists(self) -> int:
@@ -256,8 +266,7 @@ class _Solver:
         starts = [own[0] for own in self.searcher.starts(self.shapes, orders)]
         dealt = [self.searcher.cut_anew(self.searcher.dealt(one)) for one in starts[: 2 * self._num_finalists]]
         best = sorted(dealt, key=lambda one: one.price)[: self._num_finalists // 2]
-        found = [played for one in best if (played := self.player.best_depths(one, self._is_large))]
-        return min(found, key=_score, default=None)
+        return min(filter(None, self._at_depths(best)), key=_score, default=None)
 
     def naive(self, shapes: Sequence[tuple[int, int]] | None = None) -> Plan | str:
         """Return the plan of the first shape that fits when nothing is searched for, or why none fits."""

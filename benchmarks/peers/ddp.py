@@ -1,7 +1,8 @@
 """torch's DistributedDataParallel on emulated layers, over gloo, with its own communication hooks.
 
 Replicas of a whole model and no pipeline. Layers sleep as wantrain's do; buckets (25 MB), overlap with the last
-microbatch's backward and hooks are torch's. PowerSGD compresses from the second step on, at its usual rank.
+microbatch's backward and hooks are torch's. PowerSGD compresses from the third step on, with rank 4, in one bucket: its
+hook waits for one exchange inside another's callback, and gloo, with two threads, stands still when buckets overlap.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ def _power_sgd(ddp: DistributedDataParallel) -> None:
     ddp.register_comm_hook(PowerSGDState(None, matrix_approximation_rank=4, start_powerSGD_iter=2), powerSGD_hook)
 
 
+_ONE_BUCKET_MB = 100_000
+"""More than any model here has."""
+
 HOOKS: dict[str, Callable[[DistributedDataParallel], None]] = {
     "torch DDP": lambda _: None,
     "torch DDP, fp16 hook": _fp16,
@@ -50,7 +54,8 @@ def train(
     dist.init_process_group("gloo", address, rank=rank, world_size=world_size)
     for layer in layers:
         _as_matrix(layer.weight)
-    ddp = DistributedDataParallel(nn.Sequential(*layers), gradient_as_bucket_view=True)
+    bucket_mb = _ONE_BUCKET_MB if HOOKS[name] is _power_sgd else None
+    ddp = DistributedDataParallel(nn.Sequential(*layers), gradient_as_bucket_view=True, bucket_cap_mb=bucket_mb)
     HOOKS[name](ddp)
     starts = range(0, len(batch), microbatch_size)
     times = []

@@ -22,7 +22,7 @@ from bench_prediction import codec_speed
 from emulated_job import EmulatedJob
 from harness import append_result
 from network_setting import flops_per_s, uplinks_text
-from wantrain.errors import ConfigError, TopologyError
+from wantrain.errors import ConfigError, TopologyError, WantrainError
 from wantrain.model_config import ModelConfig
 from wantrain.profile import gpt_profile
 from wantrain.resources import find_config
@@ -88,12 +88,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1, help="runs of each system (default: %(default)s)")
     parser.add_argument("--save", action="store_true", help="keep the results")
     args = parser.parse_args()
+    if args.dilation < 1 or args.rounds < 1:
+        parser.error("a dilation below 1 can't be emulated, and at least one run of each must count")
     if args.steps < 3:
         parser.error("the first two steps don't count; give at least three")
-    for part in [args.only] if args.only else PARTS:
+    try:
+        tables = {part: entries_of(part, args) for part in ([args.only] if args.only else PARTS)}
+    except (WantrainError, ValueError) as caught:
+        parser.error(str(caught))
+    for part, entries in tables.items():
         stages, replicas, _ = PARTS[part]
         print(f"{part}: {stages} stages × {replicas} replicas of {args.model} at {args.uplink}", flush=True)
-        entries = entries_of(part, args)
         measure(entries, args.rounds)
         first = entries[0].measured_s
         for entry in entries[1:]:

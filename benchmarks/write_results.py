@@ -149,7 +149,11 @@ def planning_rows(records: list[Record]) -> Iterator[str]:
 def data_parallel_rows(records: list[Record]) -> Iterator[str]:
     """Yield the tables of replicas that average their gradients, with and without codecs."""
     for last in newest(records, lambda one: (one["benchmark"], one["uplink"])):
-        shape = f"{last['stages']} stages × {last['replicas']} replicas" if last["stages"] > 1 else "4 whole models"
+        shape = (
+            f"{last['stages']} stages × {last['replicas']} replicas"
+            if last["stages"] > 1
+            else f"{last['replicas']} whole models"
+        )
         yield f"{shape} of {last['model']} at {last['uplink']}, 16 samples a replica, seconds a step:\n"
         yield _row(["system", "predicted", "measured", "error", "speed", "stolen"])
         yield _row(["---"] * 6)

@@ -70,6 +70,7 @@ def train(
         optimizer.step()
         ddp.zero_grad()
         times.append(time.monotonic() - began_s)
+    del ddp  # the last to hold its process group, it would wait for gloo's threads with the interpreter's lock in hand
     dist.destroy_process_group()
     return times
 

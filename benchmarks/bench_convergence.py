@@ -20,6 +20,7 @@ import statistics
 import tempfile
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -101,15 +102,15 @@ def make_experiment(args: argparse.Namespace) -> Experiment:
     return Experiment(model, training, samples, held_out, epochs, other, args.pretrain_steps)
 
 
-def plan_for(experiment: Experiment, choice: Choice) -> Plan:
+def plan_for(experiment: Experiment, choice: Choice, stages: int = STAGES) -> Plan:
     """Plan a run; the topology decides nothing but transports, which loopback has not."""
-    workers = [{"name": "w", "count": STAGES * choice.replicas, "site": "s"}]
+    workers = [{"name": "w", "count": stages * choice.replicas, "site": "s"}]
     links = [{"within": "s", "bandwidth": "1 Gbit/s", "latency": "1 ms"}]
     topology = Topology.parse({"name": "flat", "worker": workers, "link": links}, TopologyError, "flat")
     training = experiment.training
     return make_plan(
         topology, gpt_profile(experiment.model, training.microbatch_size), batch_size=training.batch_size,
-        num_lanes=training.num_lanes, num_stages=STAGES, num_replicas=choice.replicas, forward_codec=choice.forward,
+        num_lanes=training.num_lanes, num_stages=stages, num_replicas=choice.replicas, forward_codec=choice.forward,
         backward_codec=choice.backward, gradient_codec=choice.gradient,
     )  # fmt: skip
 
@@ -136,9 +137,15 @@ def pretrained(experiment: Experiment, seed: int) -> list[torch.nn.Module]:
 
 
 def train_rank(
-    experiment: Experiment, plan: Plan, job: LoopbackJob, rank: int, seed: int, begin: list[torch.nn.Module]
-) -> dict[int, Any]:
-    """Train one rank to the end; return its layers and their indices."""
+    experiment: Experiment,
+    plan: Plan,
+    job: LoopbackJob,
+    rank: int,
+    seed: int,
+    begin: list[torch.nn.Module],
+    kept: dict[int, dict[int, torch.nn.Module]],
+) -> None:
+    """Train one rank to the end; put its layers, by their indices, into `kept` after each number of steps there."""
     model, training = experiment.model, experiment.training
     trainer = Trainer(
         [copy.deepcopy(layer) for layer in begin], plan, loss=gpt.loss, worker=plan.workers[rank],
@@ -157,20 +164,22 @@ def train_rank(
         ids = drawn(step)
         inputs, targets = experiment.samples.batch(ids)
         trainer.step(Batch(ids, torch.from_numpy(inputs), torch.from_numpy(targets)), drawn(step + 1))
+        if step + 1 in kept:
+            kept[step + 1].update(copy.deepcopy(dict(trainer.layers)))
     trainer.close()
-    return dict(trainer.layers)
 
 
-def train(experiment: Experiment, choice: Choice, seed: int, begin: list[torch.nn.Module]) -> list[torch.nn.Module]:
-    """Train copies of `begin` with some codecs; return the whole model's layers (replica 0's)."""
-    plan = plan_for(experiment, choice)
+def train(
+    experiment: Experiment, plan: Plan, seed: int, begin: list[torch.nn.Module], after: Iterable[int]
+) -> dict[int, list[torch.nn.Module]]:
+    """Train copies of `begin` as planned; return the whole model's layers (replica 0's) after some numbers of steps."""
     job = LoopbackJob(plan.world_size)
-    layers: dict[int, torch.nn.Module] = {}
+    kept: dict[int, dict[int, torch.nn.Module]] = {steps: {} for steps in after}
     errors: list[BaseException] = []
 
     def body(rank: int) -> None:
         try:
-            layers.update(train_rank(experiment, plan, job, rank, seed, begin))
+            train_rank(experiment, plan, job, rank, seed, begin, kept)
         except BaseException as caught:  # noqa: BLE001  the thread's edge: raised below
             errors.append(caught)
 
@@ -181,7 +190,7 @@ def train(experiment: Experiment, choice: Choice, seed: int, begin: list[torch.n
         threads[0].join(0.5)
     if errors:
         raise errors[0]
-    return [layers[index] for index in sorted(layers)]
+    return {steps: [layers[index] for index in sorted(layers)] for steps, layers in kept.items()}
 
 
 @torch.no_grad()
@@ -267,7 +276,8 @@ def main() -> None:
             if any(one["choice"] == name and one["seed"] == seed for one in known):
                 continue
             began = time.monotonic()
-            loss = held_out_loss(train(experiment, CHOICES[name], seed, begin), experiment.held_out)
+            steps, plan = experiment.training.steps, plan_for(experiment, CHOICES[name])
+            loss = held_out_loss(train(experiment, plan, seed, begin, [steps])[steps], experiment.held_out)
             record = {
                 "benchmark": "convergence", "choice": name, "seed": seed, "held_out_loss": loss,
                 "epochs": experiment.epochs, "times_fewer_bytes": expansion(CHOICES[name], experiment),

@@ -14,20 +14,18 @@ two.
 from __future__ import annotations
 
 import argparse
-import tomllib
 from typing import Any
 
 from bench_planning import Entry, measure
 from bench_prediction import codec_speed
 from emulated_job import EmulatedJob
 from harness import append_result
-from network_setting import flops_per_s, uplinks_text
-from wantrain.errors import ConfigError, TopologyError, WantrainError
+from network_setting import flops_per_s, uplinks_topology
+from wantrain.errors import ConfigError, WantrainError
 from wantrain.model_config import ModelConfig
 from wantrain.profile import gpt_profile
 from wantrain.resources import find_config
 from wantrain.scheduler.solve import make_plan
-from wantrain.topology import Topology
 from wantrain.units import parse_bytes_per_s
 
 NAME = "data_parallel"
@@ -59,10 +57,10 @@ def entries_of(part: str, args: argparse.Namespace) -> list[Entry]:
     stages, replicas, systems = PARTS[part]
     config = ModelConfig.load(find_config("models", args.model, ConfigError))
     profile = gpt_profile(config, MICROBATCH_SIZE)
-    text = tomllib.loads(uplinks_text(stages * replicas, parse_bytes_per_s(args.uplink), args.latency_ms / 1e3))
-    topology = Topology.parse({"name": "uplinks"} | text, TopologyError, "uplinks")
-    worker = {"flops_per_s": flops_per_s(), "codec_values_per_s": codec_speed() * args.dilation}
-    topology = topology.model_copy(update={"workers": tuple(one.model_copy(update=worker) for one in topology.workers)})
+    topology = uplinks_topology(
+        stages * replicas, parse_bytes_per_s(args.uplink), args.latency_ms / 1e3, flops_per_s=flops_per_s(),
+        codec_values_per_s=codec_speed() * args.dilation,
+    )  # fmt: skip
     shape = (config.seq_len, config.hidden)
     entries = []
     for name in systems:

@@ -21,12 +21,11 @@ import importlib.util
 import json
 import math
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -36,15 +35,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from harness import RESULTS, ProcessorTime, append_result, read_results, tied
-from network_setting import AUTO, OWN, PEERS, Codecs, Setting, System, parse_systems
+from network_rows import HEAD, NAME, Record, Row, cells, rows_of
+from network_setting import AUTO, OWN, PEERS, Setting, System, parse_systems
 from pipeline_turns import add_work_arguments
 from wantrain.errors import ConfigError, RunError, WantrainError
 from wantrain.probe.machine import free_memory_bytes
 from wantrain.scheduler.cost_model import predict
-from wantrain.units import format_bytes, format_time, parse_bytes_per_s, parse_time_s
-from wantrain.wire import payload_bytes
+from wantrain.units import format_time, parse_bytes_per_s, parse_time_s
 
-NAME = "network"
 UPLINKS = "10 Gbit/s,1 Gbit/s,500 Mbit/s,300 Mbit/s,100 Mbit/s"
 LATENCIES = "1 ms,10 ms,30 ms,100 ms"
 LATENCIES_AT = "500 Mbit/s"
@@ -70,86 +68,6 @@ _PROCESS_BYTES = 0.4e9
 
 _HELD_TIMES = 2
 """How many times a step's activations a system's pipelines hold (seen: six systems of 8 × 32 took 23 GB)."""
-
-Record = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Row:
-    """A system in a setting: its steps so far, and what they are held against."""
-
-    setting: Setting
-    system: System
-    steps: tuple[Record, ...]
-
-    @property
-    def step_s(self) -> float:
-        """The median of the undilated steps."""
-        return statistics.median(self.seconds)
-
-    @property
-    def seconds(self) -> list[float]:
-        return [record["step_s"] for record in self.steps]
-
-    @property
-    def codecs(self) -> Codecs:
-        """What it sent with; a plan's own choice as it was."""
-        found: Codecs | None = self.steps[-1].get("codecs")
-        return found or self.setting.codecs(self.system)
-
-    @property
-    def title(self) -> str:
-        """The system's name, with the codecs that its plan chose: each way's least and widest."""
-        if self.system != AUTO:
-            return self.system.name
-        ways = ({one[way] for one in self.codecs} for way in (0, 1))
-        ranges = [sorted(way, key=lambda codec: payload_bytes(codec, (1, 1024))) for way in ways]
-        return f"{self.system.name} ({'/'.join('…'.join(dict.fromkeys((one[0], one[-1]))) for one in ranges)})"
-
-    @property
-    def bound_s(self) -> float:
-        return self.setting.bound_s(self.codecs)
-
-    @property
-    def predicted_s(self) -> float | None:
-        """What the cost model says; None for another's program."""
-        found: float | None = self.steps[-1].get("predicted_s")
-        return found
-
-    @property
-    def processor_s(self) -> float:
-        """Undilated processor seconds of a step, the busiest rank's."""
-        middle: float = statistics.median(max(record["processor_s"]) for record in self.steps)
-        return middle
-
-    @property
-    def stolen(self) -> float:
-        """Share of the machine's processors that went to other machines during the worst of the steps."""
-        worst: float = max(record["stolen"] for record in self.steps)
-        return worst
-
-    @property
-    def payload_bytes(self) -> int:
-        """Of a whole step, over all boundaries."""
-        return sum(map(sum, self.setting.payloads(self.codecs))) * self.setting.microbatches
-
-
-def rows_of(records: Iterable[Record]) -> list[Row]:
-    """Return one row for each setting and system, in the order of their first steps; only the newest series counts."""
-    found: dict[tuple[Setting, System], list[Record]] = {}
-    for record in records:
-        key = Setting(**record["setting"]), System.parse(record["system"])
-        steps = found.setdefault(key, [])
-        if steps and steps[-1]["series"] != record["series"]:
-            steps.clear()
-        steps.append(record)
-    return [Row(*key, tuple(steps)) for key, steps in found.items()]
-
-
-def most_work(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows with the most stages and microbatches: those that a headline is about."""
-    most = max(((row.setting.stages, row.setting.microbatches) for row in rows), default=None)
-    return [row for row in rows if (row.setting.stages, row.setting.microbatches) == most]
 
 
 def default_dilation(uplink_bytes_per_s: float) -> float:
@@ -227,10 +145,11 @@ def reason(words: Sequence[str], status: int) -> str:
     return f"ended with status {status}, and no rank said why"
 
 
-def sweep(args: argparse.Namespace, systems: Sequence[System], console: Console) -> None:
-    """Measure what the results lack."""
+def sweep(args: argparse.Namespace, systems: Sequence[System], console: Console, kept_in: str = NAME) -> None:
+    """Measure what the results lack, and add it to those of that name, which may hold other records too."""
     settings, folder = settings_of(args), args.out
-    rows = [] if args.again else rows_of(read_results(NAME, folder))
+    there_already = [one for one in read_results(kept_in, folder) if one["benchmark"] == NAME]
+    rows = [] if args.again else rows_of(there_already)
     series = {(row.setting, row.system): row.steps[-1]["series"] for row in rows}
     todo = [
         (setting, [(system, count) for system in systems if (count := missing(rows, setting, system, args.repeats))])
@@ -253,7 +172,7 @@ def sweep(args: argparse.Namespace, systems: Sequence[System], console: Console)
                 )
                 if record["turn"] >= 0:
                     own = {"series": series.get((setting, system), now)}
-                    append_result(NAME, own | record, folder)
+                    append_result(kept_in, own | record, folder)
 
 
 def at_once(setting: Setting, systems: Sequence[System], free_bytes: float) -> list[Sequence[System]]:
@@ -296,49 +215,6 @@ def _predicted_s(setting: Setting, system: System) -> float | None:
     if not system.is_own:
         return None
     return predict(setting.plan(system), setting.topology(), setting.profile())[0].step_s
-
-
-def reference(rows: Sequence[Row], row: Row) -> Row | None:
-    """Return wantrain uncompressed at 10 Gbit/s, with the same work: what a slow network is held against."""
-    raw = System.parse("raw")
-    work = replace(row.setting, uplink_bytes_per_s=1.25e9, latency_s=0.0, dilation=0.0)
-    return next((one for one in rows if one.system == raw and replace(one.setting, dilation=0.0) == work), None)
-
-
-def best_peer_s(rows: Sequence[Row], row: Row) -> float | None:
-    """Return the step of the fastest other program in the same setting."""
-    return min((one.step_s for one in rows if one.setting == row.setting and not one.system.is_own), default=None)
-
-
-HEAD = (
-    "uplink", "system", "d", "step s", "spread", "n", "tokens/s", "of bound", "over 10G raw", "best peer", "sent",
-    "predicted", "processor s", "stolen",
-)  # fmt: skip
-"""Of a row: dilation, seconds a step, least and greatest, number of steps, tokens per second, the bound over the step,
-by how much it is slower than wantrain raw at 10 Gbit/s, how many times as long the best other program takes, bytes a
-step, the predicted step, the busiest rank's processor seconds a step, undilated, and the share of the machine's
-processors that others had meanwhile."""
-
-
-def cells(rows: Sequence[Row], row: Row) -> list[str]:
-    """Return a row as the table prints it, in the order of `HEAD`."""
-    base, peer = reference(rows, row), best_peer_s(rows, row)
-    return [
-        row.setting.title,
-        row.title,
-        f"{row.setting.dilation:g}",
-        f"{row.step_s:.2f}",
-        f"{min(row.seconds):.2f}–{max(row.seconds):.2f}",
-        str(len(row.steps)),
-        f"{row.setting.tokens / row.step_s:.0f}",
-        f"{row.bound_s / row.step_s:.0%}",
-        f"{row.step_s / base.step_s - 1:+.0%}" if base else "",
-        f"{peer / row.step_s:.2f}×" if peer else "",
-        format_bytes(row.payload_bytes),
-        f"{row.predicted_s:.2f}" if row.predicted_s else "",
-        f"{row.processor_s:.2f}",
-        f"{row.stolen:.0%}",
-    ]
 
 
 def print_table(rows: Sequence[Row], console: Console) -> None:

@@ -1,6 +1,8 @@
 """Is what `wantrain plan` says true? Plans, advice and break-even against runs on the emulated WAN.
 
     python benchmarks/bench_planning.py --placement     planned, naive and site-by-site placement, worldwide
+    python benchmarks/bench_planning.py --placement --machines 2 --model gpt2 --stages 4 --replicas 4 --batch-size 64
+                                                        the same with 16 workers and a GPT's true shapes
     python benchmarks/bench_planning.py --advice        what would help most, before and after
     python benchmarks/bench_planning.py --break-even    the link speed under which a codec pays, against the crossover
 
@@ -11,8 +13,10 @@ are interleaved, and each figure is the median of their steps without the first 
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import statistics
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,9 +25,11 @@ import emulated_job
 from bench_prediction import codec_speed
 from emulated_job import EmulatedJob
 from harness import append_result, spread
-from wantrain.errors import TopologyError
+from network_setting import flops_per_s
+from wantrain.errors import ConfigError, TopologyError, WantrainError
+from wantrain.model_config import ModelConfig
 from wantrain.plan import Plan
-from wantrain.profile import LayerProfile, ModelProfile
+from wantrain.profile import LayerProfile, ModelProfile, gpt_profile
 from wantrain.resources import find_config
 from wantrain.scheduler.advice import what_would_help
 from wantrain.scheduler.break_even import break_even_bytes_per_s
@@ -36,7 +42,10 @@ SPEED = 1e12
 """Operations per second of a worker of speed 1; layers are profiled in seconds on such a one."""
 
 SPEEDS = (1.0, 0.5, 2.0, 1.0, 0.5, 2.0, 1.0, 0.7)
-"""Of the eight workers around the world, in the file's order: chosen, a factor of four apart."""
+"""Of the workers around the world, in the file's order and from the beginning again: chosen, a factor of four apart."""
+
+_IN_SITE = {"bandwidth": "10 Gbit/s", "latency": "0.1 ms"}
+"""Between machines of one region, as the shipped two sites have it."""
 
 SHAPE = (256, 512)
 """Of a sample's activation."""
@@ -87,7 +96,8 @@ class Entry:
 
     def as_json(self) -> dict[str, Any]:
         """Return what is kept of it."""
-        known = {"name": self.name, "predicted_s": self.predicted_s, "workers": self.job.plan.workers}
+        plan = self.job.plan
+        known = {"name": self.name, "predicted_s": self.predicted_s, "workers": plan.workers, "stages": plan.num_stages}
         return known | {"step_s": spread(self.steps_s), "stolen": self.stolen, "dilation": self.job.dilation}
 
 
@@ -102,23 +112,33 @@ def measure(entries: Sequence[Entry], rounds: int) -> None:
         print(entry.said, flush=True)
 
 
-def worldwide(codec_values_per_s: float, dilation: float) -> Topology:
-    """Return the shipped worldwide topology with workers of uneven speed."""
-    topology = Topology.load(find_config("topologies", "worldwide", TopologyError))
+def worldwide(codec_values_per_s: float, machines: int = 1, speed: float = SPEED) -> Topology:
+    """Return the shipped worldwide topology with so many machines in each region, of uneven speed."""
+    text = tomllib.loads(find_config("topologies", "worldwide", TopologyError).read_text(encoding="utf-8"))
+    if machines > 1:
+        text["link"] += [{"within": worker["site"]} | _IN_SITE for worker in text["worker"]]
+        text["worker"] = [worker | {"count": machines} for worker in text["worker"]]
+    topology = Topology.parse({"name": "worldwide"} | text, TopologyError, "worldwide")
     workers = tuple(
-        worker.model_copy(update={"flops_per_s": speed * SPEED, "codec_values_per_s": codec_values_per_s * dilation})
-        for worker, speed in zip(topology.workers, SPEEDS, strict=True)
+        worker.model_copy(update={"flops_per_s": times * speed, "codec_values_per_s": codec_values_per_s})
+        for worker, times in zip(topology.workers, itertools.cycle(SPEEDS), strict=False)
     )
     return topology.model_copy(update={"workers": workers})
 
 
 def placement(args: argparse.Namespace) -> dict[str, Any]:
     """Planned against naive and against site by site, the same codecs for all."""
-    topology, profile = worldwide(codec_speed(), args.dilation), uniform_profile(16, 0.02, SHAPE, 4_000_000)
+    speed, profile, shape = SPEED, uniform_profile(16, 0.02, SHAPE, 4_000_000), SHAPE
+    if args.model:
+        config = ModelConfig.load(find_config("models", args.model, ConfigError))
+        speed, profile, shape = flops_per_s(), gpt_profile(config, 1), (config.seq_len, config.hidden)
+    topology = worldwide(codec_speed() * args.dilation, args.machines, speed)
     codecs = {"forward_codec": args.codec, "backward_codec": args.codec, "gradient_codec": args.gradient_codec}
-    found = find_plan(topology, profile, batch_size=16, num_stages=args.stages, num_replicas=args.replicas, **codecs)
+    found = find_plan(
+        topology, profile, batch_size=args.batch_size, num_stages=args.stages, num_replicas=args.replicas, **codecs
+    )
     entries = [
-        Entry(name, EmulatedJob(plan, topology, profile, SHAPE, args.steps, args.dilation), [])
+        Entry(name, EmulatedJob(plan, topology, profile, shape, args.steps, args.dilation), [])
         for name, plan in (("planned", found.plan), ("naive", found.naive), ("sites together", found.together))
         if plan is not None
     ]
@@ -132,7 +152,8 @@ def placement(args: argparse.Namespace) -> dict[str, Any]:
     planned = entries[0].measured_s
     for entry in entries[1:]:
         print(f"{entry.name} takes {entry.measured_s / planned:.2f} times as long as planned, measured")
-    return {"codecs": codecs, "speeds": SPEEDS, "entries": [entry.as_json() for entry in entries]}
+    work = {"model": args.model, "machines": args.machines, "batch_size": args.batch_size}
+    return work | {"codecs": codecs, "speeds": SPEEDS, "entries": [entry.as_json() for entry in entries]}
 
 
 def advice(args: argparse.Namespace) -> dict[str, Any]:
@@ -227,6 +248,9 @@ def main() -> None:
         )
     parser.add_argument("--codec", default="quantized:8", help="at boundaries")
     parser.add_argument("--gradient-codec", default="error_feedback:quantized:8")
+    parser.add_argument("--model", help="with --placement: whose shapes (default: 16 small uniform layers)")
+    parser.add_argument("--machines", type=int, default=1, help="with --placement: in each of the eight regions")
+    parser.add_argument("--batch-size", type=int, default=16, help="with --placement: samples a step")
     parser.add_argument("--stages", type=int)
     parser.add_argument("--replicas", type=int)
     parser.add_argument("--dilation", type=float, default=8.0)
@@ -235,9 +259,14 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="with --placement: the predictions alone")
     parser.add_argument("--save", action="store_true", help="keep the results")
     args = parser.parse_args()
+    if args.machines < 1 or args.dilation < 1 or args.steps < 3 or args.rounds < 1:
+        parser.error("at least one machine a region, one run, three steps (two don't count), and no dilation below 1")
     for name, part in parts.items():
         if getattr(args, name):
-            figures = part(args)
+            try:
+                figures = part(args)
+            except WantrainError as caught:
+                parser.error(str(caught))
             if args.save:
                 emulated = "compute and network"
                 append_result(

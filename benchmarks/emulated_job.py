@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness import ProcessorTime, tied
 from wantrain.model_config import ModelConfig
+from wantrain.netem.sandbox import run_in_sandbox_argv
 from wantrain.plan import Plan
 from wantrain.profile import ModelProfile
 from wantrain.timeline import Timeline, merge
@@ -47,6 +49,12 @@ class EmulatedJob:
     dilation: float = 4.0
     model: ModelConfig | None = None
     """A GPT to train in earnest; None: layers sleep."""
+    device: str = "cpu"
+    """What all workers compute on."""
+    dtype: str = "fp32"
+    """Or bf16: autocast, as a run file's."""
+    is_shaped: bool = True
+    """False: no emulated network, but this machine's own loopback, where no sandbox can be made."""
     is_reference: bool = False
     """Whether codecs run on the reference kernels, as on a machine without the fast ones."""
     peer: str | None = None
@@ -73,9 +81,9 @@ def run(job: EmulatedJob) -> Measured:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "job")
         file.write_bytes(pickle.dumps(job))
-        argv = [sys.executable, "-m", "wantrain.netem.sandbox", "--", sys.executable, str(Path(__file__).resolve())]
+        argv = [sys.executable, str(Path(__file__).resolve()), "--inside", str(file)]
         before = ProcessorTime.now()
-        subprocess.run(tied([*argv, "--inside", str(file)]), check=True)
+        subprocess.run(tied(run_in_sandbox_argv(argv) if job.is_shaped else argv), check=True)
         stolen = ProcessorTime.now().stolen_since(before)
         said = [json.loads(_answer(file, rank).read_text()) for rank in range(job.plan.world_size)]
     if job.peer:
@@ -103,20 +111,24 @@ def _answer(file: str | Path, rank: int) -> Path:
 
 
 def _inside(file: str) -> int:
-    """Inside the sandbox: build the network, start a process for each worker of the plan."""
+    """Build the network, inside the sandbox, and start a process for each worker of the plan."""
     from wantrain.netem.emulate import EmulatedNetwork
     from wantrain.netem.program import worker_environment
 
     job = _job(file)
     plan = job.plan
-    with EmulatedNetwork(job.topology, job.dilation) as network:
+    argv = [sys.executable, str(Path(__file__).resolve()), "--work", file]
+    with EmulatedNetwork(job.topology, job.dilation) if job.is_shaped else nullcontext() as network:
         processes = []
         for rank, name in enumerate(plan.workers):
             place = {"RANK": rank, "WORLD_SIZE": plan.world_size, "MASTER_PORT": _MASTER_PORT, "OMP_NUM_THREADS": 1}
-            env = worker_environment(network, name) | {key: str(value) for key, value in place.items()}
-            env["MASTER_ADDR"] = network.address(plan.workers[0])
-            argv = [sys.executable, str(Path(__file__).resolve()), "--work", file]
-            processes.append(network.popen(name, argv, env=env))
+            env = {key: str(value) for key, value in place.items()}
+            if network is None:
+                env |= os.environ | {"WANTRAIN_WORKER": name, "MASTER_ADDR": "127.0.0.1"}
+                processes.append(subprocess.Popen(tied(argv), env=env))
+            else:
+                env |= worker_environment(network, name) | {"MASTER_ADDR": network.address(plan.workers[0])}
+                processes.append(network.popen(name, argv, env=env))
         return max(process.wait() for process in processes)
 
 
@@ -206,6 +218,8 @@ def _trainer(job: EmulatedJob, worker: str) -> Trainer:
     return Trainer(
         partial(_asleep, job, worker) if is_asleep else real,
         job.plan,
+        device=job.device,
+        autocast=partial(torch.autocast, job.device, torch.bfloat16) if job.dtype == "bf16" else nullcontext,
         loss=emulated_loss if is_asleep else gpt.loss,
         optimizer=partial(_update_asleep, job, worker) if is_asleep else partial(torch.optim.AdamW, fused=True),
         tied=(lambda _: ()) if is_asleep else gpt.tied_parameters,

@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # What needs a GPU, in one command and less than nine minutes: bash benchmarks/gpu.sh
 #
-# The machine needs Python with PyTorch for CUDA, which brings Triton; no network, and wantrain need not be installed.
-# With nvcc the CUDA C++ kernels are built too. Results go to $OUT (default: benchmarks/results), all else to a temporary
+# Kernels are checked and timed, then GPT-2 XL's layers are profiled, then all of it is trained as eight processes over
+# the emulated network. The machine needs Python with PyTorch for CUDA, which brings Triton; no network, and wantrain need
+# not be installed. What wantrain depends on must be there for the last two (pydantic, safetensors, xxhash), and with
+# nvcc the CUDA C++ kernels are built too. Results go to $OUT (default: benchmarks/results), all else to a temporary
 # folder. It says what could not run, and fails if something that ran was wrong.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -11,11 +13,13 @@ python=${PYTHON:-python3}
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 failed=() missing=()
+LIMIT_S=530
 
 stage() {
-  local title=$1 limit_s=$2 began=$SECONDS status=0
+  local title=$1 limit_s=$(($2 < LIMIT_S - SECONDS ? $2 : LIMIT_S - SECONDS)) began=$SECONDS status=0
   shift 2
   printf '\n=== %s\n' "$title"
+  ((limit_s > 0)) || { failed+=("$title: no time left"); return 1; }
   timeout "$limit_s" "$@" </dev/null || status=$?
   ((status == 124)) && echo "stopped after $limit_s s"
   printf '=== %s: %s, %d s\n' "$title" "$( ((status)) && echo "FAILED (status $status)" || echo ok)" $((SECONDS - began))
@@ -44,7 +48,7 @@ export TRITON_CACHE_DIR=$scratch/triton
 build_cuda() {
   local architecture
   architecture=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1 | tr -d .)
-  stage 'CUDA C++: build' 150 env WANTRAIN_CUDA=1 WANTRAIN_CUDA_ARCHITECTURES="$architecture" \
+  stage 'CUDA C++: build' 120 env WANTRAIN_CUDA=1 WANTRAIN_CUDA_ARCHITECTURES="$architecture" \
     "$python" setup.py --quiet build_ext --build-lib "$scratch/kernels" --build-temp "$scratch/build"
 }
 
@@ -56,7 +60,17 @@ else
   build_cuda
 fi
 
-stage 'kernels: the bytes of the reference, then speed' 200 "$python" benchmarks/bench_kernels.py
+stage 'kernels: the bytes of the reference, then speed' 150 "$python" benchmarks/bench_kernels.py
+
+if has pydantic && has safetensors && has xxhash; then
+  stage "GPT-2 XL: what its layers cost" 60 \
+    "$python" -m wantrain profile --model gpt2_xl --device cuda --dtype bf16 --out "$OUT/gpt2_xl_bf16.json"
+  stage 'GPT-2 XL: eight stages on this GPU, over the emulated network' 200 \
+    "$python" benchmarks/bench_gpu_pipeline.py --microbatches 8 --steps 3 --systems raw,aqsgd --out "$OUT"
+  has matplotlib && stage 'pictures' 30 "$python" benchmarks/pictures.py "$OUT" "$OUT/pictures"
+else
+  missing+=('pydantic, safetensors or xxhash: the profile and the pipeline of GPT-2 XL')
+fi
 
 if has pytest; then
   spread=()

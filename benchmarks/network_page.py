@@ -12,7 +12,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from bench_network import HEAD, Row, best_peer_s, cells, reference
+from network_rows import HEAD, Row, best_peer_s, cells, reference
 from network_setting import Setting
 from wantrain.fact import write_text
 from wantrain.report import html

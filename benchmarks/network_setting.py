@@ -138,7 +138,7 @@ class Setting:
 
     def topology(self) -> Topology:
         """Return the network."""
-        return Topology.parse({"name": "uplinks"} | tomllib.loads(self.topology_text()), TopologyError, self.title)
+        return uplinks_topology(self.stages, self.uplink_bytes_per_s, self.latency_s)
 
     def profile(self) -> ModelProfile:
         """Return a profile with one layer for each stage, for a topology's workers of the default speed."""
@@ -187,6 +187,15 @@ def uplinks_text(count: int, bytes_per_s: float, latency_s: float) -> str:
     return (
         f'source = "chosen"\n[[worker]]\nname = "w"\ncount = {count}\nsite = "wan"\nuplink = "{rate}"\n'
         f'[[link]]\nwithin = "wan"\nbandwidth = "{rate}"\nlatency = "{latency}"\n'
+    )
+
+
+def uplinks_topology(count: int, bytes_per_s: float, latency_s: float, **of_worker: float) -> Topology:
+    """Return that topology; `of_worker` gives all workers a speed, say."""
+    text = tomllib.loads(uplinks_text(count, bytes_per_s, latency_s))
+    topology = Topology.parse({"name": "uplinks"} | text, TopologyError, "uplinks")
+    return topology.model_copy(
+        update={"workers": tuple(worker.model_copy(update=of_worker) for worker in topology.workers)}
     )
 
 

@@ -16,12 +16,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import bench_time_to_loss
 from bench_convergence import table as convergence_table
-from bench_network import HEAD, cells, most_work, rows_of
-from bench_network import Row as NetworkRow
 from bench_prediction import stored_runs
 from harness import RESULTS, read_results
-from pictures import PICTURES, draw
+from network_rows import HEAD, cells, most_work, rows_of
+from network_rows import Row as NetworkRow
+from pictures import PICTURES, draw, kernel_speeds
 from wantrain.units import format_bandwidth, format_bytes
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -169,6 +170,18 @@ def _predicted_and_measured(entry: Record) -> list[str]:
     return ["", f"{seen:.2f}", ""] if said is None else [f"{said:.2f}", f"{seen:.2f}", f"{said / seen - 1:+.1%}"]
 
 
+def time_to_loss_rows(records: list[Record]) -> Iterator[str]:
+    """Yield the table of how soon each system reaches a loss on each network."""
+    last = [record for record in records if "experiment" in record][-1]
+    experiment = last["experiment"]
+    yield (
+        f"{last['model']} trained from scratch on {experiment['text']} for {experiment['training']['steps']} steps with"
+        " the very codecs; seconds are those of steps measured apart, of the same shapes on the emulated network.\n"
+    )
+    yield from bench_time_to_loss.table(records)
+    yield f"\n`wantrain bench time-to-loss` prints it{_where(last)}.\n"
+
+
 def slow_network_rows(records: list[Record]) -> Iterator[str]:
     """Yield the table of what the published worldwide network costs a plan."""
     last = newest(records, lambda one: (one["layers"], one["batch"]))
@@ -225,6 +238,39 @@ def scheduler_rows(records: list[Record]) -> Iterator[str]:
         yield "\n`wantrain bench scheduler --dtfm` prints it.\n"
 
 
+def kernel_rows(name: str, records: list[Record]) -> Iterator[str]:
+    """Yield the table of kernels beside a copy; the newest run's."""
+    last = records[-1]
+    yield (
+        "Speed as a share of a copy that moves as many bytes, by operation and bits"
+        f"{', on ' + last['gpu'] if last.get('gpu') else ''}:\n"
+    )
+    for title, speeds in kernel_speeds(last).items():
+        widths = sorted({one.bits for one in speeds})
+        yield _row([title, *(f"{bits} bits" for bits in widths)])
+        yield _row(["---"] * (1 + len(widths)))
+        for operation in dict.fromkeys(one.operation for one in speeds):
+            own = {one.bits: f"{one.share:.0%}" for one in speeds if one.operation == operation}
+            yield _row([operation, *(own.get(bits, "") for bits in widths)])
+        yield ""
+    yield f"`wantrain bench {name}` prints it{_where(last)}.\n"
+
+
+def gpu_pipeline_rows(records: list[Record]) -> Iterator[str]:
+    """Yield the table of a real GPT whose stages share one GPU."""
+    last = newest(records, lambda one: (one["model"], one["microbatches"], one["network"], one["system"]))
+    yield "A real GPT, each stage a process, all on one GPU; seconds a step:\n"
+    yield _row(["model", "stages × microbatches", "network", "system", "step s", "spread", "first visit"])
+    yield _row(["---"] * 7)
+    for one in last:
+        step = one["step_s"]
+        shape = f"{one['stages']} × {one['microbatches']}, {one['dtype']}"
+        spread = f"{step['min']:.2f}–{step['max']:.2f}"
+        seconds = [f"{step['median']:.2f}", spread, f"{one['first_s']:.2f}"]
+        yield _row([one["model"], shape, one["network"], one["system"], *seconds])
+    yield f"\n`wantrain bench gpu-pipeline` prints it, on {last[-1].get('gpu', 'a processor')}{_where(last[-1])}.\n"
+
+
 def _row(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
@@ -244,7 +290,11 @@ SECTIONS: dict[str, tuple[str, Callable[[list[Record]], Iterator[str]]]] = {
     "slow_network": ("A network a hundred times slower", slow_network_rows),
     "scheduler": ("The scheduler", scheduler_rows),
     "links": ("Links", link_rows),
+    "gpu_pipeline": ("A real GPT on one GPU", gpu_pipeline_rows),
+    "kernels_gpu": ("Kernels on a GPU", partial(kernel_rows, "kernels")),
+    "kernels_cpu": ("Kernels on the processor", partial(kernel_rows, "kernels-cpu")),
     "convergence": ("Losses", convergence_rows),
+    "time_to_loss": ("How soon a loss is reached", time_to_loss_rows),
 }
 """By result file: the title, and what makes its table."""
 

@@ -23,10 +23,12 @@ BENCHMARKS = {
     "published": ("bench_published", "what the simulator says of runs that others measured"),
     "slow-network": ("bench_slow_network", "what a worldwide network costs a plan, predicted"),
     "kernels": ("bench_kernels", "kernels on a GPU, against the bandwidth of a copy"),
+    "gpu-pipeline": ("bench_gpu_pipeline", "a real GPT's stages sharing one GPU, over the emulated network"),
     "kernels-cpu": ("bench_kernels_cpu", "kernels on the processor, against the bandwidth of a copy"),
     "gradients": ("bench_gradients", "what compressing gradients costs a processor"),
     "buffer": ("bench_buffer", "what the message buffer's tiers carry"),
     "convergence": ("bench_convergence", "held-out losses with each codec, in real training"),
+    "time-to-loss": ("bench_time_to_loss", "how soon a slow network reaches a loss, in real training"),
     "links": ("bench_links", "what a channel carries over one link; inside 'wantrain emulate'"),
 }
 """By question: the program, and what it answers."""

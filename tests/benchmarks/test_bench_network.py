@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from bench_network import Row, at_once, best_peer_s, missing, parse_arguments, reason, reference, rows_of, settings_of
+from bench_network import at_once, missing, parse_arguments, reason, settings_of
 from harness import read_results
 from network_page import render
+from network_rows import Row, best_peer_s, reference, rows_of
 from network_setting import Setting, System, bound_s
 from wantrain.errors import ConfigError, WantrainError
 

@@ -214,7 +214,7 @@ def _measure_together(setting: Setting, lacking: dict[System, int], args: argpar
 def _predicted_s(setting: Setting, system: System) -> float | None:
     if not system.is_own:
         return None
-    return predict(setting.plan(system), setting.topology(), setting.profile())[0].step_s
+    return predict(setting.plan(system), setting.topology(), setting.profile()).step_s
 
 
 def print_table(rows: Sequence[Row], console: Console) -> None:

@@ -76,7 +76,7 @@ class Entry:
     @property
     def predicted_s(self) -> float | None:
         """The step's seconds, as they were predicted before the run; None for another's program."""
-        return None if self.job.peer else predict(self.job.plan, self.job.topology, self.job.profile)[0].step_s
+        return None if self.job.peer else predict(self.job.plan, self.job.topology, self.job.profile).step_s
 
     @property
     def measured_s(self) -> float:

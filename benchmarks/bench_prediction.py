@@ -303,7 +303,7 @@ def compare_with_stored() -> None:
     """Print what is predicted now beside what was predicted and measured then."""
     errors, num_exposed = [], 0
     for run in stored_runs():
-        prediction, _ = predict(run.plan, run.topology, run.profile)
+        prediction = predict(run.plan, run.topology, run.profile)
         errors.append(prediction.step_s / run.measured_s - 1)
         num_exposed += prediction.exposed_communication_s >= 0.3 * prediction.step_s
         then, now, seen = map(format_time, (run.predicted_s, prediction.step_s, run.measured_s))

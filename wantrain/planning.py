@@ -35,7 +35,7 @@ from wantrain.resources import find_config
 from wantrain.scheduler.advice import what_would_help
 from wantrain.scheduler.bits import Seen, fewest_bits, give_back_bits
 from wantrain.scheduler.break_even import break_even_bytes_per_s
-from wantrain.scheduler.cost_model import predict
+from wantrain.scheduler.cost_model import predict_and_play
 from wantrain.scheduler.money import dear_workers, has_prices, step_price
 from wantrain.scheduler.replan import replan
 from wantrain.scheduler.solve import Search, find_plan, naive_plan
@@ -66,9 +66,9 @@ class Request:
 
     def play(self, name: str, plan: Plan) -> PlayedPlan:
         """Return a plan with what the simulator says of it here."""
-        prediction, timeline = predict(plan, self.topology, self.profile(plan.microbatch_size))
-        price = step_price(plan, self.topology, prediction.step_s, timeline.bytes_by_link())
-        return PlayedPlan(name, plan, prediction, timeline, price)
+        prediction, played = predict_and_play(plan, self.topology, self.profile(plan.microbatch_size))
+        price = step_price(plan, self.topology, prediction.step_s, played.bytes_by_link())
+        return PlayedPlan(name, plan, prediction, played, price)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -19,7 +19,7 @@ from wantrain.report.tables import deviation
 from wantrain.resources import find_config, shipped
 from wantrain.scheduler.cost_model import make_workload
 from wantrain.scheduler.disturbance import Disturbance
-from wantrain.scheduler.simulator import simulate_step
+from wantrain.scheduler.simulator import play_step
 from wantrain.timeline import Event, Timeline
 from wantrain.topology import Topology
 from wantrain.units import (
@@ -60,12 +60,13 @@ def run(args: argparse.Namespace) -> int:
         Topology.load(find_config("topologies", args.topology or plan.topology, TopologyError)), args.set
     )
     workload = make_workload(plan, topology, _profile(plan, args))
-    step_s, timeline = simulate_step(plan, topology, workload, _disturbance(args))
+    played = play_step(plan, topology, workload, _disturbance(args))
+    timeline = played.timeline()
     if args.picture is not None:
         _draw(timeline, Path(args.picture))
     if args.trace is not None:
         save_trace(timeline, args.trace)
-    shown = (plan, topology, timeline, step_s)
+    shown = (plan, topology, timeline, played.step_s)
     print(json.dumps(_figures(*shown), indent=1) if args.json else _told(*shown))
     return 0
 

@@ -5,7 +5,7 @@ import statistics
 import pytest
 
 from bench_prediction import CASES, StoredRun, job_of, stored_runs
-from wantrain.scheduler.cost_model import predict
+from wantrain.scheduler.cost_model import predict, predict_and_play
 
 STORED = stored_runs()
 
@@ -18,7 +18,7 @@ def test_what_was_run_are_the_cases_as_they_stand() -> None:
 
 def test_step_times_are_still_predicted() -> None:
     def error(run: StoredRun) -> float:
-        return abs(predict(run.plan, run.topology, run.profile)[0].step_s / run.measured_s - 1)
+        return abs(predict(run.plan, run.topology, run.profile).step_s / run.measured_s - 1)
 
     assert statistics.median(map(error, STORED)) <= 0.05
     assert max(error(run) for run in STORED if not run.case.is_real) <= 0.1
@@ -27,8 +27,8 @@ def test_step_times_are_still_predicted() -> None:
 
 @pytest.mark.parametrize("run", STORED, ids=lambda run: run.case.name)
 def test_every_forward_and_backward_begins_about_when_it_did(run: StoredRun) -> None:
-    _, timeline = predict(run.plan, run.topology, run.profile)
-    begins = {(event.rank, event.kind, event.microbatch): event.start_s for event in timeline.events}
+    _, played = predict_and_play(run.plan, run.topology, run.profile)
+    begins = {(event.rank, event.kind, event.microbatch): event.start_s for event in played.timeline().events}
     late_s = [start_s - begins[rank, kind, microbatch] for rank, kind, microbatch, start_s, _ in run.computing]
     assert statistics.fmean(map(abs, late_s)) <= 0.08 * run.measured_s
 
@@ -36,4 +36,4 @@ def test_every_forward_and_backward_begins_about_when_it_did(run: StoredRun) -> 
 def test_a_case_is_predicted_before_it_is_run() -> None:
     job = job_of(CASES[0], 1e8)
     assert job.plan.prediction is not None
-    assert job.plan.prediction.step_s == predict(job.plan, job.topology, job.profile)[0].step_s
+    assert job.plan.prediction.step_s == predict(job.plan, job.topology, job.profile).step_s

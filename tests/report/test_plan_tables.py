@@ -18,7 +18,7 @@ from wantrain.report.plan_tables import (
     totals_line,
     workers_table,
 )
-from wantrain.scheduler.cost_model import predict
+from wantrain.scheduler.cost_model import predict_and_play
 from wantrain.scheduler.money import StepPrice
 from wantrain.topology import PAYLOAD_SHARE
 
@@ -29,8 +29,8 @@ TOPOLOGY = flat_topology(2, "8 Mbit/s")
 @pytest.fixture
 def played() -> PlayedPlan:
     plan = small_plan(2, 1, model=MODEL)
-    prediction, timeline = predict(plan, TOPOLOGY, gpt_profile(MODEL, 1))
-    return PlayedPlan("this plan", plan, prediction, timeline, StepPrice(workers=0.25, traffic=0.5))
+    prediction, played = predict_and_play(plan, TOPOLOGY, gpt_profile(MODEL, 1))
+    return PlayedPlan("this plan", plan, prediction, played, StepPrice(workers=0.25, traffic=0.5))
 
 
 def shown(table: object) -> str:
@@ -40,7 +40,7 @@ def shown(table: object) -> str:
 
 
 def test_a_link_is_busy_for_its_bytes_over_its_rate(played: PlayedPlan) -> None:
-    pair, num_bytes = next(iter(played.timeline.bytes_by_link().items()))
+    pair, num_bytes = next(iter(played.step.bytes_by_link().items()))
     share = num_bytes / (PAYLOAD_SHARE * 1e6) / played.prediction.step_s
     text = shown(links_table(played, TOPOLOGY))
     assert f"{pair[0]} → {pair[1]}" in text
@@ -65,7 +65,7 @@ def test_totals_count_whole_steps_days_bytes_and_money(played: PlayedPlan) -> No
 def test_plans_are_compared_with_the_first(played: PlayedPlan) -> None:
     slower = PlayedPlan(
         "other", played.plan, played.prediction.model_copy(update={"step_s": 2 * played.prediction.step_s}),
-        played.timeline, StepPrice(1.0, 0.0),
+        played.step, StepPrice(1.0, 0.0),
     )  # fmt: skip
     text = shown(comparison_table([played, slower], has_prices=True))
     assert "+100.0 %" in text

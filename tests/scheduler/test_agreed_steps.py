@@ -45,7 +45,7 @@ def test_replicas_wait_for_each_others_word_once_a_step() -> None:
 
 def test_a_pipeline_of_two_pays_a_latency_there_and_one_back() -> None:
     plan, profile = small_plan(2, 1), gpt_profile(MODEL, 1)
-    far, near = (predict(plan, flat_topology(2, latency=latency), profile)[0].step_s for latency in ("1 s", "0 s"))
+    far, near = (predict(plan, flat_topology(2, latency=latency), profile).step_s for latency in ("1 s", "0 s"))
     assert far - near == pytest.approx(2, rel=0.01), "the last word comes in between"
 
 
@@ -63,5 +63,5 @@ def test_the_gradients_of_175_billion_parameters_take_what_is_published(gbit_per
         bucket_bytes=10**9,
         stages=({"first_layer": 0, "end_layer": 1, "max_in_flight": 1},),
     )
-    step_s = predict(plan, flat_topology(2, f"{gbit_per_s} Gbit/s", "0 s"), profile)[0].step_s
+    step_s = predict(plan, flat_topology(2, f"{gbit_per_s} Gbit/s", "0 s"), profile).step_s
     assert PAYLOAD_SHARE * step_s == pytest.approx(expected_s, rel=0.01)

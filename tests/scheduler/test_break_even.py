@@ -30,7 +30,7 @@ def test_below_the_rate_the_codec_shortens_the_step_and_above_it_does_not(speed:
     assert 0 < rate < math.inf
     for factor, pays in ((0.8, True), (1.25, False)):
         there = topology(speed, f"{factor * rate * 8} bit/s")
-        assert (predict(PLAN, there, PROFILE)[0].step_s < predict(RAW, there, PROFILE)[0].step_s) is pays
+        assert (predict(PLAN, there, PROFILE).step_s < predict(RAW, there, PROFILE).step_s) is pays
 
 
 def test_a_faster_codec_pays_on_faster_links() -> None:

@@ -3,7 +3,14 @@ import pytest
 from tests.jobs import change, flat_topology, small_plan
 from wantrain.model_config import ModelConfig
 from wantrain.profile import gpt_profile
-from wantrain.scheduler.cost_model import boundary_bytes, bucket_sizes, make_workload, memory_bytes, predict
+from wantrain.scheduler.cost_model import (
+    boundary_bytes,
+    bucket_sizes,
+    make_workload,
+    memory_bytes,
+    predict,
+    predict_and_play,
+)
 
 MODEL = ModelConfig(num_layers=4, hidden=64, num_heads=4, seq_len=32)
 PROFILE = gpt_profile(MODEL, 2)
@@ -65,11 +72,11 @@ def test_every_microbatch_in_flight_costs_its_activations_and_its_payloads() -> 
 
 def test_the_parts_of_a_step_add_up_and_the_bottleneck_is_named() -> None:
     plan = plan_of(2, 1)
-    slow, _ = predict(plan, flat_topology(2, "1 Mbit/s"), PROFILE)
-    fast, timeline = predict(plan, flat_topology(2, "100 Gbit/s", "0 ms"), PROFILE)
+    slow = predict(plan, flat_topology(2, "1 Mbit/s"), PROFILE)
+    fast, played = predict_and_play(plan, flat_topology(2, "100 Gbit/s", "0 ms"), PROFILE)
     assert slow.bottleneck.startswith("link w-")
     assert fast.bottleneck.startswith("compute of w-")
-    assert fast.step_s == pytest.approx(timeline.span_s, rel=1e-4)
+    assert fast.step_s == pytest.approx(played.timeline().span_s, rel=1e-4)
     assert slow.exposed_communication_s > slow.compute_s
     assert fast.exposed_communication_s < 0.1 * fast.step_s
 

@@ -37,7 +37,7 @@ def test_a_degraded_link_gives_a_plan_near_the_best_that_moves_no_more_than_a_fr
     best_s = min(found.fresh.prediction.step_s, found.old_step_s)
     assert found.plan.prediction.step_s <= NEAR * best_s
     assert found.moved_bytes <= found.fresh_moved_bytes
-    assert found.plan.prediction.step_s == pytest.approx(predict(found.plan, changed, PROFILE)[0].step_s)
+    assert found.plan.prediction.step_s == pytest.approx(predict(found.plan, changed, PROFILE).step_s)
 
 
 def test_a_worker_that_is_gone_is_replaced_and_the_others_keep_what_they_hold(old) -> None:  # type: ignore[no-untyped-def]

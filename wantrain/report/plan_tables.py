@@ -13,7 +13,7 @@ from wantrain.plan import Plan, Prediction
 from wantrain.report.tables import deviation, percent, plain_table
 from wantrain.scheduler.advice import Advice
 from wantrain.scheduler.money import StepPrice
-from wantrain.timeline import Timeline
+from wantrain.scheduler.played import PlayedStep
 from wantrain.topology import Topology
 from wantrain.units import format_bandwidth, format_bytes, format_time
 
@@ -28,7 +28,7 @@ class PlayedPlan:
     name: str
     plan: Plan
     prediction: Prediction
-    timeline: Timeline
+    step: PlayedStep
     price: StepPrice
 
 
@@ -47,7 +47,7 @@ def links_table(played: PlayedPlan, topology: Topology) -> Table:
     table.add_column("link")
     for heading in ("rate", "bytes a step", "busy"):
         table.add_column(heading, justify="right")
-    sent = played.timeline.bytes_by_link()
+    sent = played.step.bytes_by_link()
     busy = {pair: num_bytes / topology.payload_bytes_per_s(*pair) for pair, num_bytes in sent.items()}
     for pair in sorted(busy, key=lambda pair: -busy[pair])[:_MOST_LINKS]:
         table.add_row(
@@ -65,7 +65,7 @@ def workers_table(played: PlayedPlan, topology: Topology) -> Table:
     table.add_column("worker")
     for heading in ("stage", "computes", "memory", "of"):
         table.add_column(heading, justify="right")
-    compute_s = played.timeline.compute_by_rank()
+    compute_s = played.step.compute_by_rank()
     for rank, name in enumerate(plan.workers):
         share = compute_s[rank] / played.prediction.step_s
         needed, there = played.prediction.memory_bytes[name], topology.worker(name).memory_bytes
@@ -108,7 +108,7 @@ def codecs_table(plan: Plan) -> Table:
 def totals_line(played: PlayedPlan, tokens: int, tokens_per_step: int, has_prices: bool) -> str:
     """Say what training on so many tokens takes: days, bytes between workers, money."""
     steps = -(-tokens // tokens_per_step)
-    moved = steps * sum(played.timeline.bytes_by_link().values())
+    moved = steps * sum(played.step.bytes_by_link().values())
     days = steps * played.prediction.step_s / _S_PER_DAY
     price = f", {steps * played.price.total:,.2f} in the topology's currency" if has_prices else ""
     return f"{tokens:,} tokens: {steps:,} steps, {days:.3g} days, {format_bytes(moved)} between workers{price}"
@@ -142,7 +142,7 @@ def as_json(
     return {
         "plan": played.plan.model_dump(mode="json"),
         "price_per_step": played.price.total,
-        "bytes_by_link": {f"{a} -> {b}": n for (a, b), n in played.timeline.bytes_by_link().items()},
+        "bytes_by_link": {f"{a} -> {b}": n for (a, b), n in played.step.bytes_by_link().items()},
         "would_help": list(advice),
         "notes": list(notes),
         "compared": {one.name: one.plan.model_dump(mode="json") for one in compared},

@@ -39,10 +39,10 @@ class Advice:
 
 def what_would_help(plan: Plan, topology: Topology, profile: ModelProfile) -> list[Advice]:
     """Return what would make the plan's step shorter, the best first."""
-    now_s = predict(plan, topology, profile)[0].step_s
+    now_s = predict(plan, topology, profile).step_s
     advice = []
     for what, change, changed in _changes(plan, topology):
-        step_s = predict(plan, changed, profile)[0].step_s
+        step_s = predict(plan, changed, profile).step_s
         if step_s < now_s * (1 - _LEAST_GAIN):
             advice.append(Advice(what, change, step_s, 1 - step_s / now_s))
     return sorted(advice, key=lambda one: one.step_s)

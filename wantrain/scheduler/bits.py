@@ -50,7 +50,7 @@ def give_back_bits(plan: Plan, topology: Topology, profile: ModelProfile, seen: 
 
     All climb together, a rung at a time: so that no boundary takes what the others would need.
     """
-    allowed_s = predict(plan, topology, profile)[0].step_s * SAME_WITHIN
+    allowed_s = predict(plan, topology, profile).step_s * SAME_WITHIN
     ways = [(way, boundary) for way in ("backward", "forward") for boundary in range(plan.num_stages - 1)]
     ladders = {way: LADDERS[seen, way[0]] for way in ways} | {("gradient", 0): GRADIENT_LADDER}
     for rung in range(1, max(map(len, ladders.values()))):
@@ -58,12 +58,12 @@ def give_back_bits(plan: Plan, topology: Topology, profile: ModelProfile, seen: 
             if rung >= len(ladder):
                 continue
             wider = _with_codec(plan, *way, ladder[rung])
-            prediction = predict(wider, topology, profile)[0]
+            prediction = predict(wider, topology, profile)
             if prediction.step_s <= allowed_s and _fits(prediction, topology):
                 plan = wider
             else:
                 del ladders[way]  # what was too much once stays too much
-    return plan.model_copy(update={"prediction": predict(plan, topology, profile)[0]})
+    return plan.model_copy(update={"prediction": predict(plan, topology, profile)})
 
 
 def _fits(prediction: Prediction, topology: Topology) -> bool:

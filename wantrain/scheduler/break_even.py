@@ -39,7 +39,7 @@ def break_even_bytes_per_s(plan: Plan, topology: Topology, profile: ModelProfile
 
     def pays(rate: float) -> bool:
         there = _at_rate(topology, rate)
-        return predict(plan, there, profile)[0].step_s * _WORTH < predict(raw, there, profile)[0].step_s
+        return predict(plan, there, profile).step_s * _WORTH < predict(raw, there, profile).step_s
 
     if not pays(_SLOWEST):
         return 0.0

@@ -29,8 +29,7 @@ from wantrain.codec_spec import parse_codec
 from wantrain.plan import Plan, Prediction
 from wantrain.profile import LayerProfile, ModelProfile
 from wantrain.scheduler.routes import busy_s
-from wantrain.scheduler.simulator import Workload, simulate_step
-from wantrain.timeline import Timeline
+from wantrain.scheduler.simulator import PlayedStep, Workload, play_step
 from wantrain.topology import Topology
 from wantrain.wire import Transport, payload_bytes
 
@@ -167,23 +166,28 @@ def _remembers(plan: Plan, stage: int) -> bool:
     return any(parse_codec(boundary.forward_codec).remembers for boundary in beside)
 
 
-def predict(plan: Plan, topology: Topology, profile: ModelProfile) -> tuple[Prediction, Timeline]:
+def predict(plan: Plan, topology: Topology, profile: ModelProfile) -> Prediction:
     """Play the plan in virtual time and sum up where the step goes."""
+    return predict_and_play(plan, topology, profile)[0]
+
+
+def predict_and_play(plan: Plan, topology: Topology, profile: ModelProfile) -> tuple[Prediction, PlayedStep]:
+    """Sum up where the step goes, and return also what happens in it."""
     workload = make_workload(plan, topology, profile)
-    step_s, timeline = simulate_step(plan, topology, workload)
-    compute = timeline.compute_by_rank()
+    played = play_step(plan, topology, workload)
+    compute = played.compute_by_rank()
     slowest = max(range(plan.world_size), key=lambda rank: compute[rank])
     ideal_s = max(_ideal_s(plan, workload, replica) for replica in range(len(plan.replicas)))
     return (
         Prediction(
-            step_s=step_s,
+            step_s=played.step_s,
             compute_s=compute[slowest],
             bubble_s=max(0.0, ideal_s - compute[slowest]),
-            exposed_communication_s=max(0.0, step_s - ideal_s),
+            exposed_communication_s=max(0.0, played.step_s - ideal_s),
             memory_bytes={name: memory_bytes(plan, profile, rank) for rank, name in enumerate(plan.workers)},
-            bottleneck=_bottleneck(plan, topology, timeline, compute, slowest),
+            bottleneck=_bottleneck(plan, topology, played, compute, slowest),
         ),
-        timeline,
+        played,
     )
 
 
@@ -194,9 +198,9 @@ def _ideal_s(plan: Plan, workload: Workload, replica: int) -> float:
     return sum(once) + (plan.replicas[replica].num_microbatches - 1) * max(once)
 
 
-def _bottleneck(plan: Plan, topology: Topology, timeline: Timeline, compute: Sequence[float], slowest: int) -> str:
+def _bottleneck(plan: Plan, topology: Topology, played: PlayedStep, compute: Sequence[float], slowest: int) -> str:
     """Name what is busy longest: a worker's computing, or a link."""
-    sent = timeline.bytes_by_link()
+    sent = played.bytes_by_link()
     links = dict(zip(sent, busy_s(topology, sent), strict=True))
     busiest = max(links, key=lambda pair: links[pair], default=None)
     if busiest is not None and links[busiest] > compute[slowest]:

@@ -55,8 +55,7 @@ class Player:
         """Return the plan with its prediction."""
         if plan.prediction is not None:
             return plan
-        prediction, _ = predict(plan, self._topology, self._profile)
-        return plan.model_copy(update={"prediction": prediction})
+        return plan.model_copy(update={"prediction": predict(plan, self._topology, self._profile)})
 
     def best_depths(self, candidate: Candidate, is_brief: bool = False) -> tuple[float, Plan] | None:
         """Return a placement's best plan with its score, at the depth chosen as said above; None where none fits.

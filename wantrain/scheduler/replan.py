@@ -102,7 +102,7 @@ def _played(plan: Plan, topology: Topology, profile: ModelProfile) -> Plan | Non
     """Return the plan with its prediction on this topology; None where a worker of it is gone."""
     if not set(plan.workers) <= {worker.name for worker in topology.workers}:
         return None
-    return plan.model_copy(update={"prediction": predict(plan, topology, profile)[0]})
+    return plan.model_copy(update={"prediction": predict(plan, topology, profile)})
 
 
 def _layers_by_worker(plan: Plan) -> dict[str, set[int]]:

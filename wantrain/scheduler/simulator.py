@@ -18,10 +18,7 @@ faster than the work-conserving bound of the same shape.
 
 from __future__ import annotations
 
-import functools
-import gc
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -33,37 +30,26 @@ from wantrain.scheduler.disturbance import CALM, Disturbance, StandstillError
 from wantrain.scheduler.layout import lay_out
 from wantrain.scheduler.native import compiled
 from wantrain.scheduler.play import HELPERS, play
+from wantrain.scheduler.played import PlayedStep
 from wantrain.scheduler.script import (
     ACTIONS,
     BACKWARD,
-    BYTES,
     END_ACTION,
-    END_S,
     FINISH_S,
     FORWARD,
-    ITEM_AT,
     KIND,
     MICROBATCH,
     NEXT_ACTION,
-    NUM_RECORDS,
-    PEER,
-    RANK_AT,
     RANKS,
-    RECORDS,
     SECONDS,
-    START_S,
-    STEP,
     WAITING_SINCE_S,
-    WHAT,
     Script,
 )
 from wantrain.scheduler.workload import Workload
-from wantrain.timeline import Event, EventKind, Timeline
+from wantrain.timeline import Timeline
 from wantrain.topology import Topology
 
-__all__ = ["Workload", "simulate", "simulate_step", "step_s"]
-
-_EVENT_KINDS: tuple[EventKind, ...] = ("forward", "backward", "reduce", "step", "wait", "send", "encode", "decode")
+__all__ = ["PlayedStep", "Workload", "play_step", "simulate", "step_s"]
 
 _COMPILED_FROM = 10_000
 """Actions and sendings from which one play is worth machine code: measured, 11 µs each as it is and 1 µs compiled."""
@@ -92,32 +78,27 @@ class _Player:
 
 _player = _Player()
 
-_event = functools.partial(tuple.__new__, Event)
-"""An Event from its values in order; three times as fast as `Event._make`, of which a big step needs a million."""
-
 
 def simulate(plan: Plan, topology: Topology, workload: Workload, disturbance: Disturbance = CALM) -> Timeline:
     """Play one step of the plan in virtual time and return what happened when.
 
     Raises StandstillError where the step never ends, and PlanError where the disturbance doesn't fit the plan.
     """
-    return simulate_step(plan, topology, workload, disturbance)[1]
+    return play_step(plan, topology, workload, disturbance).timeline()
 
 
-def simulate_step(
-    plan: Plan, topology: Topology, workload: Workload, disturbance: Disturbance = CALM
-) -> tuple[float, Timeline]:
-    """Play one step and return also how long it takes when such steps follow each other.
+def play_step(plan: Plan, topology: Topology, workload: Workload, disturbance: Disturbance = CALM) -> PlayedStep:
+    """Play one step and return what happened, and how long it takes when such steps follow each other.
 
     That is less than the timeline's span by what the last ranks to hear of the agreement lag behind the first stage.
     """
     script = _played(plan, topology, workload, disturbance, is_recorded=True)
     ends = _ends(plan, topology, workload, script)
-    return ends.step_s, Timeline("predicted", plan.workers, _events(plan.workers, script, ends.updated_s))
+    return PlayedStep.read(plan.workers, script, ends.step_s, ends.updated_s)
 
 
 def step_s(plan: Plan, topology: Topology, workload: Workload, disturbance: Disturbance = CALM) -> float:
-    """Return how long the step takes, as `simulate_step` plays it, without a list of what happened."""
+    """Return how long the step takes, as `play_step` plays it, without a record of what happened."""
     return _ends(plan, topology, workload, _played(plan, topology, workload, disturbance, is_recorded=False)).step_s
 
 
@@ -145,44 +126,6 @@ def _played(
     script = _player.play(lay_out(plan, topology, workload, disturbance, is_recorded))
     _check_ended(plan, script, disturbance)
     return script
-
-
-def _events(workers: tuple[str, ...], script: Script, updated_s: NDArray[np.float64] | None) -> tuple[Event, ...]:
-    """Return what was recorded, sorted by start; updates end when the ranks' agreement lets them."""
-    names = (*workers, "")  # -1: nobody
-    count = script.ints[NUM_RECORDS]
-    start_s, end_s = (script.column(RECORDS, column, count, is_float=True) for column in (START_S, END_S))
-    if updated_s is not None:
-        updates = np.flatnonzero(script.column(RECORDS, WHAT, count) == STEP)
-        end_s = np.array(end_s)
-        end_s[updates] = updated_s[script.column(RECORDS, RANK_AT, count)[updates]]
-    order = np.argsort(start_s, kind="stable")
-    rank, kind, microbatch, peer, num_bytes = (
-        script.column(RECORDS, column, count)[order].tolist() for column in (RANK_AT, WHAT, ITEM_AT, PEER, BYTES)
-    )
-    columns = (
-        rank,
-        [_EVENT_KINDS[one] for one in kind],
-        start_s[order].tolist(),
-        end_s[order].tolist(),
-        microbatch,
-        [names[one] for one in peer],
-        num_bytes,
-    )
-    with _no_garbage_collection():
-        return tuple(map(_event, zip(*columns, strict=True)))
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Look for no garbage meanwhile: a million new objects, none of them garbage, make it most of the work."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _check_ended(plan: Plan, script: Script, disturbance: Disturbance) -> None:

@@ -148,7 +148,7 @@ def naive_plan(
     found = _Solver(topology, request, (num_stages, num_replicas)).naive()
     if isinstance(found, str):
         raise PlanError(found)
-    return found.model_copy(update={"prediction": predict(found, topology, profile)[0]})
+    return found.model_copy(update={"prediction": predict(found, topology, profile)})
 
 
 def sites_together_plan(

@@ -15,7 +15,7 @@ from wantrain.plan import Plan
 from wantrain.profile import ModelProfile, gpt_profile
 from wantrain.resources import find_config
 from wantrain.run_directory import RunDirectory
-from wantrain.scheduler.cost_model import predict
+from wantrain.scheduler.cost_model import predict_and_play
 from wantrain.scheduler.solve import make_plan
 from wantrain.topology import Topology
 
@@ -143,8 +143,8 @@ def write_run_directory(run: RunDirectory, job: Job) -> None:
     write_text(run.config, job.config.model_dump_json(indent=1) + "\n")
     job.plan.save(run.plan)
     write_text(run.topology, find_topology_text(job))
-    _, timeline = predict(job.plan, job.topology, profile_of(job.config))
-    timeline.save(run.predicted)
+    _, played = predict_and_play(job.plan, job.topology, profile_of(job.config))
+    played.timeline().save(run.predicted)
 
 
 def find_topology_text(job: Job) -> str:

@@ -4,23 +4,24 @@
     python benchmarks/bench_data_parallel.py --only pipelines    2 stages × 4 replicas: what each codec brings
     python benchmarks/bench_data_parallel.py --only replicas     4 whole models: beside torch's DDP and its hooks
 
-Shapes of GPT-2 (124 million weights) unless told, 16 samples a replica and step, every worker behind an uplink of its
-own. Layers and optimizer sleep for a V100's seconds; gradients, codecs and transport are real (`emulated_job`), and
-take so much of a small machine that it must be slowed a lot: where a raw step is far from its prediction, it was not
-slowed enough. Systems take turns, a run of some steps each; a step is the median of its runs' steps without the first
-two.
+Shapes of GPT-2 (124 million weights) at 500 Mbit/s, for whole models of a GPT of 10.8 million at 100 Mbit/s; 16 samples
+a replica and step, every worker behind an uplink of its own. Layers and optimizer sleep for a V100's seconds;
+gradients, codecs and transport are real (`emulated_job`), and take so much of a small machine that it must be slowed a
+lot: where a raw step is far from its prediction, it was not slowed enough. Systems take turns, a run of some steps
+each; a step is the median of its runs' steps without the first two.
 """
 
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import Any, NamedTuple
 
 from bench_planning import Entry, measure
 from bench_prediction import codec_speed
 from emulated_job import EmulatedJob
 from harness import append_result
 from network_setting import flops_per_s, uplinks_topology
+from peers.ddp import HOOKS
 from wantrain.errors import ConfigError, WantrainError
 from wantrain.model_config import ModelConfig
 from wantrain.profile import gpt_profile
@@ -43,18 +44,27 @@ CODECS = {
 }
 """Of activations, of their gradients, of the weights' gradients."""
 
-PEERS = ("torch DDP", "torch DDP, fp16 hook", "torch DDP, PowerSGD hook")
+
+class Part(NamedTuple):
+    """A table: its shape, who takes turns, and what the user may change."""
+
+    stages: int
+    replicas: int
+    systems: tuple[str, ...]
+    model: str
+    uplink: str
+    dilation: float
+
 
 PARTS = {
-    "pipelines": (2, 4, tuple(CODECS)),
-    "replicas": (1, 4, (*PEERS, "wantrain raw", "wantrain gradients 4 bit")),
+    "pipelines": Part(2, 4, tuple(CODECS), "gpt2", "500 Mbit/s", 8.0),
+    "replicas": Part(1, 4, (*HOOKS, "wantrain raw", "wantrain gradients 4 bit"), "gpt_10m", "100 Mbit/s", 4.0),
 }
-"""Stages, replicas, and who takes turns."""
 
 
 def entries_of(part: str, args: argparse.Namespace) -> list[Entry]:
     """Return a table's systems as jobs that can be measured, each with its plan."""
-    stages, replicas, systems = PARTS[part]
+    stages, replicas, systems = PARTS[part][:3]
     config = ModelConfig.load(find_config("models", args.model, ConfigError))
     profile = gpt_profile(config, MICROBATCH_SIZE)
     topology = uplinks_topology(
@@ -69,7 +79,7 @@ def entries_of(part: str, args: argparse.Namespace) -> list[Entry]:
             topology, profile, batch_size=SAMPLES * replicas, num_stages=stages, num_replicas=replicas,
             forward_codec=forward, backward_codec=backward, gradient_codec=gradients,
         )  # fmt: skip
-        peer = name if name in PEERS else None
+        peer = name if name in HOOKS else None
         job = EmulatedJob(plan, topology, profile, shape, args.steps, args.dilation, peer=peer)
         entries.append(Entry(name, job, []))
     return entries
@@ -78,25 +88,29 @@ def entries_of(part: str, args: argparse.Namespace) -> list[Entry]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=PARTS, help="one of the tables")
-    parser.add_argument("--model", default="gpt2", help="whose shapes (default: %(default)s)")
-    parser.add_argument("--uplink", default="500 Mbit/s", help="of every worker (default: %(default)s)")
+    parser.add_argument("--model", help="whose shapes, in place of the table's own")
+    parser.add_argument("--uplink", help="of every worker, in place of the table's own")
     parser.add_argument("--latency-ms", type=float, default=1.0, help="one way, between any two (default: %(default)s)")
-    parser.add_argument("--dilation", type=float, default=16.0, help="slow all down (default: %(default)s)")
+    parser.add_argument("--dilation", type=float, help="slow all down, in place of the table's own")
     parser.add_argument("--steps", type=int, default=5, help="of a run (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=1, help="runs of each system (default: %(default)s)")
     parser.add_argument("--save", action="store_true", help="keep the results")
     args = parser.parse_args()
-    if args.dilation < 1 or args.rounds < 1:
+    if (args.dilation is not None and args.dilation < 1) or args.rounds < 1:
         parser.error("a dilation below 1 can't be emulated, and at least one run of each must count")
     if args.steps < 3:
         parser.error("the first two steps don't count; give at least three")
+    given = {key: value for key, value in vars(args).items() if value is not None}
+    works = {
+        part: argparse.Namespace(**(PARTS[part]._asdict() | given)) for part in ([args.only] if args.only else PARTS)
+    }
     try:
-        tables = {part: entries_of(part, args) for part in ([args.only] if args.only else PARTS)}
+        tables = {part: entries_of(part, work) for part, work in works.items()}
     except (WantrainError, ValueError) as caught:
         parser.error(str(caught))
     for part, entries in tables.items():
-        stages, replicas, _ = PARTS[part]
-        print(f"{part}: {stages} stages × {replicas} replicas of {args.model} at {args.uplink}", flush=True)
+        work = works[part]
+        print(f"{part}: {work.stages} stages × {work.replicas} replicas of {work.model} at {work.uplink}", flush=True)
         measure(entries, args.rounds)
         first = entries[0].measured_s
         for entry in entries[1:]:
@@ -104,12 +118,12 @@ def main() -> None:
         if args.save:
             said: dict[str, Any] = {
                 "benchmark": part,
-                "model": args.model,
-                "uplink": args.uplink,
-                "latency_ms": args.latency_ms,
+                "model": work.model,
+                "uplink": work.uplink,
+                "latency_ms": work.latency_ms,
             }
-            said |= {"emulated": "compute and network", "dilation": args.dilation, "stages": stages}
-            append_result(NAME, said | {"replicas": replicas, "entries": [one.as_json() for one in entries]})
+            said |= {"emulated": "compute and network", "dilation": work.dilation, "stages": work.stages}
+            append_result(NAME, said | {"replicas": work.replicas, "entries": [one.as_json() for one in entries]})
 
 
 if __name__ == "__main__":

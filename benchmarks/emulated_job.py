@@ -124,10 +124,10 @@ def _inside(file: str) -> int:
             place = {"RANK": rank, "WORLD_SIZE": plan.world_size, "MASTER_PORT": _MASTER_PORT, "OMP_NUM_THREADS": 1}
             env = {key: str(value) for key, value in place.items()}
             if network is None:
-                env |= os.environ | {"WANTRAIN_WORKER": name, "MASTER_ADDR": "127.0.0.1"}
+                env = {**os.environ, "WANTRAIN_WORKER": name, "MASTER_ADDR": "127.0.0.1"} | env
                 processes.append(subprocess.Popen(tied(argv), env=env))
             else:
-                env |= worker_environment(network, name) | {"MASTER_ADDR": network.address(plan.workers[0])}
+                env = {**worker_environment(network, name), "MASTER_ADDR": network.address(plan.workers[0])} | env
                 processes.append(network.popen(name, argv, env=env))
         return max(process.wait() for process in processes)
 

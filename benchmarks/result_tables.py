@@ -257,9 +257,9 @@ def published_rows(records: list[Record]) -> Iterator[str]:
     last = records[-1]
     cells = [Cell(**cell) for cell in last["cells"]]
     yield (
-        f"DT-FM's published runs on {len({cell.case for cell in cells})} networks, GPT-3 XL's layers on 64 V100s: one speed"
-        f" ({last['flops_per_s'] / 1e12:.1f} TFLOP/s) is fitted to the scheduled runs in the data centre, all else"
-        " follows. Seconds an iteration, measured by them and predicted here; the median error of each case:\n"
+        f"DT-FM's published runs on {len({cell.case for cell in cells})} networks, GPT-3 XL's layers on 64 V100s: one"
+        f" speed ({last['flops_per_s'] / 1e12:.1f} TFLOP/s) is fitted to the scheduled runs in the data centre, all"
+        " else follows. Seconds an iteration, measured by them and predicted here; the median error of each case:\n"
     )
     yield _row(["case", "variant", "measured", "predicted", "median error"])
     yield _row(["---"] * 5)

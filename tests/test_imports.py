@@ -39,6 +39,7 @@ FLOORS: list[dict[str, str]] = [
     {"training": ""},
     {
         "report": "",
+        "integrations": "",
         "launch": "report",
         "planning": "launch report",
         "simulating": "report",

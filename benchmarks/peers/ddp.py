@@ -1,4 +1,4 @@
-"""torch's DistributedDataParallel on emulated layers, over gloo, with its own communication hooks.
+"""torch's DistributedDataParallel on emulated layers, over gloo, with its own communication hooks and with wantrain's.
 
 Replicas of a whole model and no pipeline. Layers sleep as wantrain's do; buckets (25 MB), overlap with the last
 microbatch's backward and hooks are torch's. PowerSGD compresses from the third step on, with rank 4, in one bucket: its
@@ -21,6 +21,7 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from wantrain.integrations import ddp as wantrain_ddp
 from wantrain.models.emulated import EmulatedLayer, emulated_loss
 
 
@@ -32,6 +33,10 @@ def _power_sgd(ddp: DistributedDataParallel) -> None:
     ddp.register_comm_hook(PowerSGDState(None, matrix_approximation_rank=4, start_powerSGD_iter=2), powerSGD_hook)
 
 
+def _wantrain(ddp: DistributedDataParallel) -> None:
+    ddp.register_comm_hook(wantrain_ddp.State("error_feedback:quantized:4"), wantrain_ddp.hook)
+
+
 _ONE_BUCKET_MB = 100_000
 """More than any model here has."""
 
@@ -39,6 +44,7 @@ HOOKS: dict[str, Callable[[DistributedDataParallel], None]] = {
     "torch DDP": lambda _: None,
     "torch DDP, fp16 hook": _fp16,
     "torch DDP, PowerSGD hook": _power_sgd,
+    "torch DDP, wantrain hook": _wantrain,
 }
 
 

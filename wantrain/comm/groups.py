@@ -7,15 +7,17 @@ not torch.distributed's default one: it listens on the address that leads to the
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import socket
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed import Work
@@ -208,6 +210,30 @@ def join(
         address = _address_towards(os.environ["MASTER_ADDR"])
         _refuse_loopback(address, world_size)
     return TorchMembership(PrefixStore("wantrain", store), rank, world_size, address, timeout_s, names)
+
+
+def join_process_group(group: dist.ProcessGroup | None, timeout_s: float) -> TorchMembership:
+    """Join with the members of a process group of torch.distributed (default: its own), by way of its store.
+
+    All members call it equally often. Raise ConfigError where there is no group or this process is not in it,
+    ChannelError where a member doesn't come.
+    """
+    if not dist.is_initialized():
+        raise ConfigError("torch.distributed has no process group; call init_process_group first")
+    ranks = dist.get_process_group_ranks(group)
+    if dist.get_rank() not in ranks:
+        raise ConfigError(f"rank {dist.get_rank()} is not in the process group (it has {ranks})")
+    number = _num_joined.setdefault(tuple(ranks), itertools.count())
+    purpose = f"wantrain/group-{'-'.join(map(str, ranks))}/{next(number)}"
+    store = PrefixStore(purpose, dist.distributed_c10d._get_default_store())
+    address = None
+    if "GLOO_SOCKET_IFNAME" not in os.environ and "MASTER_ADDR" in os.environ:
+        address = _address_towards(os.environ["MASTER_ADDR"])
+    return TorchMembership(store, ranks.index(dist.get_rank()), len(ranks), address, timeout_s)
+
+
+_num_joined: dict[tuple[int, ...], Iterator[int]] = {}
+"""How often this process joined with the same ranks: a store's names are used once."""
 
 
 def _meet(timeout_s: float) -> Store:

@@ -1,0 +1,161 @@
+"""Compressed gradients in torch's DistributedDataParallel: two lines, and all else stays as it is.
+
+    model = DistributedDataParallel(model)
+    model.register_comm_hook(ddp.State("error_feedback:quantized:4"), ddp.hook)
+
+Buckets are averaged as in wantrain's own jobs: every piece goes through the codec straight to its owner and the average
+straight back, over connections of their own, while the backward goes on (`comm/allreduce.py`). What a codec with error
+feedback loses of a bucket is added to the bucket's next gradients. All members end with the same bits.
+
+Gradients of any float type and device are averaged in fp32 in host memory. Residuals stay in the process: a job that is
+resumed begins without them, as it began at first. (Annotations here are evaluated: torch looks at the hook's.)
+"""
+
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import GradBucket  # type: ignore[attr-defined]  # what torch wants a hook annotated with
+
+from wantrain.codec_spec import check_gradient_codec
+from wantrain.comm.allreduce import Handle, Reducer
+from wantrain.comm.channel import Channel, TwoWay
+from wantrain.comm.groups import join_process_group
+from wantrain.comm.sender import REDUCE_PRIORITY, Sender
+from wantrain.errors import ChannelError
+from wantrain.wire import Transport, num_connections_for
+
+_Done = Callable[[], None]
+
+_AT_EXIT_S = 20.0
+"""Chosen: members end within seconds of each other, or not at all."""
+
+
+class State:
+    """What a model's hook keeps: connections to the other members, and what the codec owes of each bucket.
+
+    Make one for each model, on every member of its process group and in the same order, after `init_process_group`.
+    """
+
+    def __init__(
+        self,
+        codec: str = "error_feedback:quantized:4",
+        *,
+        process_group: dist.ProcessGroup | None = None,
+        bytes_per_s: float = 125e6,
+        latency_s: float = 0.02,
+        timeout_s: float = 600.0,
+    ) -> None:
+        """Connect to all members.
+
+        `codec`: how gradients travel (`wantrain.codec_spec`). `process_group` is the model's (default: torch's own).
+        `bytes_per_s` and one-way `latency_s` say how many connections a link gets, not how fast it is. `timeout_s`: how
+        late a member may be. Raises ConfigError for a codec that can't do it or without a process group, ChannelError
+        where a member doesn't come.
+        """
+        self.codec = check_gradient_codec(codec)
+        self.timeout_s = timeout_s
+        self._membership = join_process_group(process_group, timeout_s)
+        self.world_size = self._membership.world_size
+        transport = Transport(num_connections_for(bytes_per_s, latency_s))
+        self._channels = self._open_channels(transport)
+        self._reducer = Reducer(self._membership.rank, self._channels, timeout_s, codec)
+        self._residuals: dict[tuple[int, ...], Tensor] = {}
+        self._step = 0
+        self._under_way: queue.SimpleQueue[_Done | None] = queue.SimpleQueue()
+        self._waiter = threading.Thread(target=self._complete, name="wantrain-ddp", daemon=True)
+        self._waiter.start()
+        self._is_open = True
+        threading._register_atexit(self._close_at_exit)  # type: ignore[attr-defined]  # atexit's are too late for threads
+
+    def _open_channels(self, transport: Transport) -> dict[int, Channel]:
+        """Open a line for each way with every other member: see `pipeline/connect.py`."""
+        rank, sender = self._membership.rank, Sender(None)
+
+        def open_line(peer: int, way: str) -> Channel:
+            name = f"{way}/{min(rank, peer)}-{max(rank, peer)}"
+            return self._membership.open_channel(
+                name, peer, f"rank {peer}", transport, sender, REDUCE_PRIORITY, self.timeout_s, None
+            )
+
+        def open_peer(peer: int) -> TwoWay:
+            out, back = ("up", "down") if peer > rank else ("down", "up")
+            with ThreadPoolExecutor(2) as pool:
+                return TwoWay(*pool.map(partial(open_line, peer), (out, back)))
+
+        peers = [peer for peer in range(self.world_size) if peer != rank]
+        with ThreadPoolExecutor(max(1, len(peers))) as pool:
+            return dict(zip(peers, pool.map(open_peer, peers), strict=True))
+
+    def average(self, bucket: GradBucket) -> torch.futures.Future[Tensor]:
+        """Begin to average a bucket over all members, in place."""
+        if bucket.index() == 0:
+            self._reducer.begin_step(self._step)
+        if bucket.is_last():
+            self._step += 1
+        buffer = bucket.buffer()
+        flat = buffer.div_(self.world_size)
+        if flat.device.type != "cpu" or flat.dtype != torch.float32:
+            flat = flat.to("cpu", torch.float32)
+        handle = self._reducer.submit(flat, self._residual(bucket, flat))
+        devices: list[int | str | torch.device] | None = [buffer.device] if buffer.is_cuda else None
+        future: torch.futures.Future[Tensor] = torch.futures.Future(devices=devices)
+        self._under_way.put(partial(self._end, handle, buffer, future))
+        return future
+
+    def _residual(self, bucket: GradBucket, flat: Tensor) -> Tensor | None:
+        """Return what is owed of a bucket, which its parameters name: torch lays buckets out anew after a step."""
+        if not self._reducer.needs_residuals:
+            return None
+        if bucket.index() == 0 and self._step == 1:
+            self._residuals.clear()  # of the first layout
+        key = tuple(map(id, bucket.parameters()))
+        if key not in self._residuals:
+            self._residuals[key] = torch.zeros_like(flat)
+        return self._residuals[key]
+
+    def _complete(self) -> None:
+        """Tell torch of each bucket that has come, in their order."""
+        while (done := self._under_way.get()) is not None:
+            done()
+
+    def _end(self, handle: Handle, buffer: Tensor, future: torch.futures.Future[Tensor]) -> None:
+        try:
+            average = handle.wait(self.timeout_s)
+            if average is not buffer:
+                buffer.copy_(average)
+            future.set_result(buffer)
+        except Exception as caught:  # noqa: BLE001  the thread's edge: the backward that waits must hear of it
+            future.set_exception(caught)  # type: ignore[arg-type]  # torch's annotation takes a result here
+
+    def close(self, timeout_s: float | None = None) -> None:
+        """Part from the other members, who do so too; the end of the program does it by itself.
+
+        Raises ChannelError where a member is late by `timeout_s` (default: the state's), or gone.
+        """
+        if not self._is_open:
+            return
+        self._is_open = False
+        patience_s = self.timeout_s if timeout_s is None else timeout_s
+        self._under_way.put(None)
+        self._waiter.join(patience_s)
+        self._reducer.close(patience_s)
+        with ThreadPoolExecutor(max(1, len(self._channels))) as pool:
+            list(pool.map(lambda channel: channel.close(patience_s), self._channels.values()))
+        self._membership.leave(patience_s)
+
+    def _close_at_exit(self) -> None:
+        """Let threads end while the interpreter still can; a member that is gone is no news by then."""
+        with suppress(ChannelError):
+            self.close(_AT_EXIT_S)
+
+
+def hook(state: State, bucket: GradBucket) -> torch.futures.Future[Tensor]:
+    """Average a bucket of gradients; for `DistributedDataParallel.register_comm_hook`."""
+    return state.average(bucket)

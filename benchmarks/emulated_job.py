@@ -129,7 +129,7 @@ def _inside(file: str) -> int:
             else:
                 env = {**worker_environment(network, name), "MASTER_ADDR": network.address(plan.workers[0])} | env
                 processes.append(network.popen(name, argv, env=env))
-        return max(process.wait() for process in processes)
+        return max(abs(process.wait()) for process in processes)  # a signal's is negative
 
 
 def _work(file: str) -> None:
@@ -142,6 +142,8 @@ def _work(file: str) -> None:
         use_reference_kernels()
     answer = _answer(file, job.plan.rank_of(worker))
     answer.write_text(json.dumps(_peer_steps(job, worker) if job.peer else _own_steps(job, worker)))
+    if job.peer:
+        os._exit(0)  # with torch's PowerSGD hook every second program aborts as it ends
 
 
 def _own_steps(job: EmulatedJob, worker: str) -> dict[str, Any]:

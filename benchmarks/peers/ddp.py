@@ -76,6 +76,7 @@ def train(
         optimizer.step()
         ddp.zero_grad()
         times.append(time.monotonic() - began_s)
+    dist.barrier()  # nothing is under way any more
     del ddp  # the last to hold its process group, it would wait for gloo's threads with the interpreter's lock in hand
     dist.destroy_process_group()
     return times

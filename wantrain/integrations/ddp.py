@@ -13,7 +13,7 @@ resumed begins without them, as it began at first. (Annotations here are evaluat
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -29,9 +29,13 @@ from wantrain.comm.channel import Channel, TwoWay
 from wantrain.comm.groups import join_process_group
 from wantrain.comm.sender import REDUCE_PRIORITY, Sender
 from wantrain.errors import ChannelError
+from wantrain.plan import DEFAULT_BUCKET_BYTES
 from wantrain.wire import Transport, num_connections_for
 
 _Done = Callable[[], None]
+
+_PIECE_VALUES = DEFAULT_BUCKET_BYTES // 4
+"""Torch's buckets are large: in pieces, compressing one overlaps the wire of the others."""
 
 _AT_EXIT_S = 20.0
 """Chosen: members end within seconds of each other, or not at all."""
@@ -103,10 +107,13 @@ class State:
         flat = buffer.div_(self.world_size)
         if flat.device.type != "cpu" or flat.dtype != torch.float32:
             flat = flat.to("cpu", torch.float32)
-        handle = self._reducer.submit(flat, self._residual(bucket, flat))
+        residual = self._residual(bucket, flat)
+        pieces = torch.split(flat, _PIECE_VALUES)
+        owed = [None] * len(pieces) if residual is None else torch.split(residual, _PIECE_VALUES)
+        handles = [self._reducer.submit(piece, rest) for piece, rest in zip(pieces, owed, strict=True)]
         devices: list[int | str | torch.device] | None = [buffer.device] if buffer.is_cuda else None
         future: torch.futures.Future[Tensor] = torch.futures.Future(devices=devices)
-        self._under_way.put(partial(self._end, handle, buffer, future))
+        self._under_way.put(partial(self._end, handles, flat, buffer, future))
         return future
 
     def _residual(self, bucket: GradBucket, flat: Tensor) -> Tensor | None:
@@ -125,11 +132,14 @@ class State:
         while (done := self._under_way.get()) is not None:
             done()
 
-    def _end(self, handle: Handle, buffer: Tensor, future: torch.futures.Future[Tensor]) -> None:
+    def _end(
+        self, handles: Sequence[Handle], flat: Tensor, buffer: Tensor, future: torch.futures.Future[Tensor]
+    ) -> None:
         try:
-            average = handle.wait(self.timeout_s)
-            if average is not buffer:
-                buffer.copy_(average)
+            for handle in handles:
+                handle.wait(self.timeout_s)
+            if flat is not buffer:
+                buffer.copy_(flat)
             future.set_result(buffer)
         except Exception as caught:  # noqa: BLE001  the thread's edge: the backward that waits must hear of it
             future.set_exception(caught)  # type: ignore[arg-type]  # torch's annotation takes a result here

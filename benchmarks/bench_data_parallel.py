@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 from bench_planning import Entry, measure
 from bench_prediction import codec_speed
 from emulated_job import EmulatedJob
-from harness import append_result
+from harness import append_result, exit_with, text_of
 from network_setting import flops_per_s, uplinks_topology
 from peers.ddp import HOOKS
-from wantrain.errors import ConfigError, WantrainError
+from wantrain.errors import ConfigError
 from wantrain.model_config import ModelConfig
 from wantrain.profile import gpt_profile
 from wantrain.resources import find_config
@@ -89,7 +89,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=PARTS, help="one of the tables")
     parser.add_argument("--model", help="whose shapes, in place of the table's own")
-    parser.add_argument("--uplink", help="of every worker, in place of the table's own")
+    parser.add_argument(
+        "--uplink", type=text_of(parse_bytes_per_s), help="of every worker, in place of the table's own"
+    )
     parser.add_argument("--latency-ms", type=float, default=1.0, help="one way, between any two (default: %(default)s)")
     parser.add_argument("--dilation", type=float, help="slow all down, in place of the table's own")
     parser.add_argument("--steps", type=int, default=5, help="of a run (default: %(default)s)")
@@ -104,10 +106,7 @@ def main() -> None:
     works = {
         part: argparse.Namespace(**(PARTS[part]._asdict() | given)) for part in ([args.only] if args.only else PARTS)
     }
-    try:
-        tables = {part: entries_of(part, work) for part, work in works.items()}
-    except (WantrainError, ValueError) as caught:
-        parser.error(str(caught))
+    tables = {part: entries_of(part, work) for part, work in works.items()}
     for part, entries in tables.items():
         work = works[part]
         print(f"{part}: {work.stages} stages × {work.replicas} replicas of {work.model} at {work.uplink}", flush=True)
@@ -127,4 +126,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    exit_with(main)

@@ -12,16 +12,15 @@ the first time). Where no private namespaces can be made it says so, and uses th
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import emulated_job
 from emulated_job import EmulatedJob
-from harness import RESULTS, append_result, spread
+from harness import RESULTS, append_result, exit_with, spread, text_of
 from network_setting import System, flops_per_s, parse_systems, uplinks_topology
-from wantrain.errors import ConfigError, WantrainError
+from wantrain.errors import ConfigError
 from wantrain.model_config import ModelConfig
 from wantrain.netem.sandbox import why_no_sandbox
 from wantrain.profile import gpt_profile
@@ -79,12 +78,17 @@ def _gpu(device: str) -> dict[str, Any]:
     return {"gpu": torch.cuda.get_device_name()} if device.startswith("cuda") else {}
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="gpt2_xl", help="the GPT to train (default: %(default)s)")
     parser.add_argument("--stages", type=int, default=8, help="a process each (default: %(default)s)")
     parser.add_argument("--microbatches", type=int, default=32, help="of one sample (default: %(default)s)")
-    parser.add_argument("--uplinks", default="10 Gbit/s,500 Mbit/s,100 Mbit/s", help="default: %(default)s")
+    parser.add_argument(
+        "--uplinks",
+        type=text_of(parse_bytes_per_s),
+        default="10 Gbit/s,500 Mbit/s,100 Mbit/s",
+        help="default: %(default)s",
+    )
     parser.add_argument("--latency-ms", type=float, default=1.0, help="one way, between any two (default: %(default)s)")
     parser.add_argument("--systems", default="raw,aqsgd,aqsgd:3/quantized:6", help="default: %(default)s")
     parser.add_argument("--steps", type=int, default=5, help="of a run (default: %(default)s)")
@@ -99,13 +103,8 @@ def main() -> int:
     if reason:
         print(f"no emulated network here ({reason}); on this machine's own loopback instead, unshaped", flush=True)
         args.uplinks = args.uplinks.split(",")[0]
-    try:
-        run(args)
-    except (WantrainError, ValueError) as caught:
-        print(f"bench_gpu_pipeline: {caught}", file=sys.stderr)
-        return caught.exit_status if isinstance(caught, WantrainError) else 2
-    return 0
+    run(args)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

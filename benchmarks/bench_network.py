@@ -249,6 +249,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if args.quick:
         parser.set_defaults(**QUICK)
         args = parser.parse_args(argv)
+    if args.dilation is not None and args.dilation < 1:
+        parser.error("a dilation below 1 can't be emulated")
     if args.repeats < 1 or args.warmups < 1:
         parser.error("at least one step of each system must count, after at least one to warm up")
     return args

@@ -24,9 +24,9 @@ from typing import Any
 import emulated_job
 from bench_prediction import codec_speed
 from emulated_job import EmulatedJob
-from harness import append_result, spread
+from harness import append_result, exit_with, spread
 from network_setting import flops_per_s
-from wantrain.errors import ConfigError, TopologyError, WantrainError
+from wantrain.errors import ConfigError, TopologyError
 from wantrain.model_config import ModelConfig
 from wantrain.plan import Plan
 from wantrain.profile import LayerProfile, ModelProfile, gpt_profile
@@ -263,10 +263,7 @@ def main() -> None:
         parser.error("at least one machine a region, one run, three steps (two don't count), and no dilation below 1")
     for name, part in parts.items():
         if getattr(args, name):
-            try:
-                figures = part(args)
-            except WantrainError as caught:
-                parser.error(str(caught))
+            figures = part(args)
             if args.save:
                 emulated = "compute and network"
                 append_result(
@@ -275,4 +272,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    exit_with(main)

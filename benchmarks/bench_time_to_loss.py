@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -29,17 +28,17 @@ from rich.console import Console
 
 import bench_network
 from bench_convergence import Choice, Experiment, held_out_loss, plan_for, train
-from harness import RESULTS, append_result, read_results
+from harness import RESULTS, append_result, exit_with, read_results, text_of
 from network_rows import NAME as NETWORK
 from network_rows import Row, rows_of
 from network_setting import System
 from wantrain.config import DataConfig, TrainingConfig
 from wantrain.data import TokenFile
-from wantrain.errors import ConfigError, WantrainError
+from wantrain.errors import ConfigError
 from wantrain.model_config import ModelConfig
 from wantrain.models import gpt
 from wantrain.resources import find_config
-from wantrain.units import format_bandwidth
+from wantrain.units import format_bandwidth, parse_bytes_per_s
 
 NAME = "time_to_loss"
 
@@ -254,7 +253,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--validation-samples", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--uplinks", default=UPLINKS, help="comma separated (default: %(default)s)")
+    parser.add_argument(
+        "--uplinks", type=text_of(parse_bytes_per_s), default=UPLINKS, help="comma separated (default: %(default)s)"
+    )
     parser.add_argument("--dilation", type=float, default=16.0, help="slow the network's steps down")
     parser.add_argument("--only", choices=("train", "steps"), help="the losses alone, or the steps alone")
     parser.add_argument("--table", action="store_true", help="only print what is there")
@@ -262,22 +263,20 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> int:
-    args = make_parser().parse_args()
+def main() -> None:
+    parser = make_parser()
+    args = parser.parse_args()
+    if min(args.steps // POINTS, args.samples // BATCH_SIZE, args.validation_samples, args.stages) < 1:
+        parser.error(f"at least {POINTS} steps, {BATCH_SIZE} samples, and one each to validate and to hold layers")
     torch.set_num_threads(1)
-    try:
-        if not args.table and args.only != "steps":
-            experiment = make_experiment(args)
-            train_missing(experiment, identity(experiment, args), args)
-        if not args.table and args.only != "train":
-            measure_steps(args, Console())
-    except (WantrainError, ValueError) as caught:
-        print(f"bench_time_to_loss: {caught}", file=sys.stderr)
-        return caught.exit_status if isinstance(caught, WantrainError) else 2
+    if not args.table and args.only != "steps":
+        experiment = make_experiment(args)
+        train_missing(experiment, identity(experiment, args), args)
+    if not args.table and args.only != "train":
+        measure_steps(args, Console())
     records = read_results(NAME, args.out)
     print("\n".join(table(records)) if _curves(records) else "no curve is there yet")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

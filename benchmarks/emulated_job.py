@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import ProcessorTime, tied
+from wantrain.errors import RunError
 from wantrain.model_config import ModelConfig
 from wantrain.netem.sandbox import run_in_sandbox_argv
 from wantrain.plan import Plan
@@ -77,13 +79,17 @@ class Measured:
 
 
 def run(job: EmulatedJob) -> Measured:
-    """Run a job to its end; raise CalledProcessError where a worker fails, with its words on standard error."""
+    """Run a job to its end; raise RunError where a worker fails, which has said why on standard error."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "job")
         file.write_bytes(pickle.dumps(job))
         argv = [sys.executable, str(Path(__file__).resolve()), "--inside", str(file)]
         before = ProcessorTime.now()
-        subprocess.run(tied(run_in_sandbox_argv(argv) if job.is_shaped else argv), check=True)
+        done = subprocess.run(tied(run_in_sandbox_argv(argv) if job.is_shaped else argv), check=False)
+        if done.returncode == signal.SIGKILL:
+            raise RunError("a worker was killed, most likely for want of memory; take fewer, or fewer microbatches")
+        if done.returncode:
+            raise RunError(f"a worker ended with status {done.returncode}; its words stand above")
         stolen = ProcessorTime.now().stolen_since(before)
         said = [json.loads(_answer(file, rank).read_text()) for rank in range(job.plan.world_size)]
     if job.peer:

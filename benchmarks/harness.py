@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
+
+from wantrain.errors import WantrainError
 
 _HERE = Path(__file__).resolve().parent
 
@@ -77,6 +82,33 @@ class ProcessorTime(NamedTuple):
 def tied(argv: Sequence[str]) -> list[str]:
     """Return the command that ends with this program, however this ends."""
     return ["setpriv", "--pdeathsig", "KILL", *argv]
+
+
+def exit_with(main: Callable[[], int | None]) -> NoReturn:
+    """Run a benchmark's main program and exit; what it can't do is said in one line, with the error's status."""
+    program = Path(sys.argv[0]).stem
+    try:
+        sys.exit(main() or 0)
+    except WantrainError as caught:
+        print(f"{program}: {caught}", file=sys.stderr)
+        sys.exit(caught.exit_status)
+    except KeyboardInterrupt:
+        print(f"\n{program}: stopped; results that are kept, are kept", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+
+
+def text_of(parse: Callable[[str], object]) -> Callable[[str], str]:
+    """Return an option's type: text that `parse` takes, or several parted by commas, as it stands."""
+
+    def checked(text: str) -> str:
+        try:
+            for one in filter(None, text.split(",")):
+                parse(one)
+        except ValueError as caught:
+            raise argparse.ArgumentTypeError(str(caught)) from None
+        return text
+
+    return checked
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:

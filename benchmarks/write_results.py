@@ -55,7 +55,9 @@ def page(folder: Path = RESULTS) -> str:
     for name, (title, _) in SECTIONS.items():
         if rows := _section(name, folder):
             shown = [
-                f"![{what}](pictures/{picture}.svg)\n\n" for picture, (of, what, _) in PICTURES.items() if of == name
+                f"![{what}](pictures/{picture}.svg)\n\n"
+                for picture, (of, what, drawn) in PICTURES.items()
+                if of == name and drawn(folder) is not None
             ]
             parts.append(f"## {title}\n\n{''.join(shown)}{rows}")
     return "\n".join(parts)

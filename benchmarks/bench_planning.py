@@ -1,7 +1,7 @@
 """Is what `wantrain plan` says true? Plans, advice and break-even against runs on the emulated WAN.
 
     python benchmarks/bench_planning.py --placement     planned, naive and site-by-site placement, worldwide
-    python benchmarks/bench_planning.py --placement --machines 2 --model gpt2 --stages 4 --replicas 4 --batch-size 64
+    python benchmarks/bench_planning.py --placement --machines 2 --model gpt2 --microbatch-size 4 --batch-size 128
                                                         the same with 16 workers and a GPT's true shapes
     python benchmarks/bench_planning.py --advice        what would help most, before and after
     python benchmarks/bench_planning.py --break-even    the link speed under which a codec pays, against the crossover
@@ -131,7 +131,8 @@ def placement(args: argparse.Namespace) -> dict[str, Any]:
     speed, profile, shape = SPEED, uniform_profile(16, 0.02, SHAPE, 4_000_000), SHAPE
     if args.model:
         config = ModelConfig.load(find_config("models", args.model, ConfigError))
-        speed, profile, shape = flops_per_s(), gpt_profile(config, 1), (config.seq_len, config.hidden)
+        speed, profile = flops_per_s(), gpt_profile(config, args.microbatch_size)
+        shape = (config.seq_len, config.hidden)
     topology = worldwide(codec_speed() * args.dilation, args.machines, speed)
     codecs = {"forward_codec": args.codec, "backward_codec": args.codec, "gradient_codec": args.gradient_codec}
     found = find_plan(
@@ -152,7 +153,12 @@ def placement(args: argparse.Namespace) -> dict[str, Any]:
     planned = entries[0].measured_s
     for entry in entries[1:]:
         print(f"{entry.name} takes {entry.measured_s / planned:.2f} times as long as planned, measured")
-    work = {"model": args.model, "machines": args.machines, "batch_size": args.batch_size}
+    work = {
+        "model": args.model,
+        "microbatch_size": args.microbatch_size,
+        "machines": args.machines,
+        "batch_size": args.batch_size,
+    }
     return work | {"codecs": codecs, "speeds": SPEEDS, "entries": [entry.as_json() for entry in entries]}
 
 
@@ -249,6 +255,7 @@ def main() -> None:
     parser.add_argument("--codec", default="quantized:8", help="at boundaries")
     parser.add_argument("--gradient-codec", default="error_feedback:quantized:8")
     parser.add_argument("--model", help="with --placement: whose shapes (default: 16 small uniform layers)")
+    parser.add_argument("--microbatch-size", type=int, default=1, help="with --model: samples of a microbatch")
     parser.add_argument("--machines", type=int, default=1, help="with --placement: in each of the eight regions")
     parser.add_argument("--batch-size", type=int, default=16, help="with --placement: samples a step")
     parser.add_argument("--stages", type=int)

@@ -28,6 +28,7 @@ class EmulatedLayer(nn.Module):
         self.forward_s, self.backward_s = forward_s, backward_s
         self.weight = nn.Parameter(torch.randn(max(1, num_parameters)) * 0.02)
         self.register_buffer("_output", torch.randn(*shape), persistent=False)
+        self._weight_grad = torch.full((1,), 1e-3).expand(self.weight.shape)  # of one value: nothing to fill or read
         self._num_runs = 0
         self._returned_s = self._adding_s = 0.0
         self.weight.register_post_accumulate_grad_hook(self._has_added)  # type: ignore[no-untyped-call]
@@ -50,7 +51,7 @@ class _Sleep(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weight: Tensor, layer: EmulatedLayer) -> Tensor:
         end_s = time.monotonic() + layer.forward_s
-        ctx.layer, ctx.size = layer, weight.shape
+        ctx.layer = layer
         output = inputs.roll(layer._num_runs, dims=-1)
         time.sleep(max(0.0, end_s - time.monotonic()))
         return output
@@ -60,10 +61,9 @@ class _Sleep(torch.autograd.Function):
         layer = ctx.layer
         end_s = time.monotonic() + layer.backward_s - layer._adding_s
         grad = grads[0].roll(1, dims=-1)
-        weight_grad = torch.full(ctx.size, 1e-3)
         time.sleep(max(0.0, end_s - time.monotonic()))
         layer._returned_s = time.monotonic()
-        return grad, weight_grad, None
+        return grad, layer._weight_grad.view_as(layer.weight), None
 
 
 class EmulatedUpdate(torch.optim.Optimizer):

@@ -206,16 +206,15 @@ def held_out_loss(layers: list[torch.nn.Module], samples: Samples) -> float:
     return total / len(samples)
 
 
-def identity(experiment: Experiment, args: argparse.Namespace) -> dict[str, Any]:
+def identity(experiment: Experiment, text: str, **more: int) -> dict[str, Any]:
     """Return what makes runs comparable."""
     return {
         "model": experiment.model.model_dump(),
         "training": experiment.training.model_dump(exclude={"seed"}, mode="json"),
-        "text": Path(args.data).name,
+        "text": Path(text).name,
         "samples": len(experiment.samples),
         "held_out": len(experiment.held_out),
-        "pretrain_steps": experiment.pretrain_steps,
-    }
+    } | more
 
 
 def expansion(choice: Choice, experiment: Experiment) -> dict[str, float]:
@@ -267,7 +266,7 @@ def main() -> None:
     args = make_parser().parse_args()
     torch.set_num_threads(1)
     experiment = make_experiment(args)
-    same = identity(experiment, args)
+    same = identity(experiment, args.data, pretrain_steps=experiment.pretrain_steps)
     known = [] if args.smoke else [one for one in read_results("convergence") if one["experiment"] == same]
     names = [name.replace("; ", ", ") for name in args.choices.split(",")]
     for seed in () if args.table else map(int, args.seeds.split(",")):

@@ -27,7 +27,7 @@ import torch
 from rich.console import Console
 
 import bench_network
-from bench_convergence import Choice, Experiment, held_out_loss, plan_for, train
+from bench_convergence import Choice, Experiment, held_out_loss, identity, plan_for, train
 from harness import RESULTS, append_result, exit_with, read_results, text_of
 from network_rows import NAME as NETWORK
 from network_rows import Row, rows_of
@@ -201,18 +201,6 @@ def make_experiment(args: argparse.Namespace) -> Experiment:
     return Experiment(model, training, samples, held_out, args.steps * BATCH_SIZE / len(samples), samples, 0)
 
 
-def identity(experiment: Experiment, args: argparse.Namespace) -> dict[str, Any]:
-    """Return what makes curves comparable."""
-    return {
-        "model": experiment.model.model_dump(),
-        "training": experiment.training.model_dump(exclude={"seed"}, mode="json"),
-        "text": Path(args.data).name,
-        "samples": len(experiment.samples),
-        "held_out": len(experiment.held_out),
-        "seed": args.seed,
-    }
-
-
 def train_missing(experiment: Experiment, same: dict[str, Any], args: argparse.Namespace) -> None:
     """Train with every codec of which there is no curve yet, and keep its losses."""
     there = {record["run"] for record in _curves(read_results(NAME, args.out)) if record["experiment"] == same}
@@ -271,7 +259,7 @@ def main() -> None:
     torch.set_num_threads(1)
     if not args.table and args.only != "steps":
         experiment = make_experiment(args)
-        train_missing(experiment, identity(experiment, args), args)
+        train_missing(experiment, identity(experiment, args.data, seed=args.seed), args)
     if not args.table and args.only != "train":
         measure_steps(args, Console())
     records = read_results(NAME, args.out)

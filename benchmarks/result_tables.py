@@ -106,7 +106,8 @@ def planning_rows(records: list[Record]) -> Iterator[str]:
     if "placement" in found:
         entries = found["placement"]["entries"]
         best = entries[0]["step_s"]["median"]
-        yield "Eight workers of uneven speed in eight regions, one plan after the other with the same codecs:\n"
+        workers = len(entries[0]["workers"])
+        yield f"{workers} workers of uneven speed in eight regions, one plan after the other with the same codecs:\n"
         yield _row(["placement", "predicted", "measured", "error", "times planned", "stolen"])
         yield _row(["---"] * 6)
         for one in entries:

@@ -14,7 +14,7 @@ demo: ## train a small GPT over an emulated WAN of four workers in two sites
 	@bash bootstrap.sh -- .venv/bin/wantrain launch $(CONFIG) $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 test: ## run the tests
-	@bash bootstrap.sh --dev -- .venv/bin/python -m pytest $(ARGS)
+	@bash bootstrap.sh --dev -- .venv/bin/python -m pytest -n auto $(ARGS)
 
 lint: ## check style, types and spelling
 	@bash bootstrap.sh --dev

@@ -92,6 +92,7 @@ def test_what_follows_two_dashes_is_the_command() -> None:
     assert args.argv == ["emulate", "lan", "--check", "--", "ls", "--", "-l"]
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("arguments", [["--help"], ["plan", "--help"]])
 def test_help_takes_half_a_second_at_most(arguments: list[str]) -> None:
     """The best of several: what else the machine does only ever adds."""

@@ -23,6 +23,7 @@ def test_every_system_has_a_job_of_the_same_work(part: str) -> None:
         assert entry.job.plan.microbatch_size == 4
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_torch_and_wantrain_train_replicas_and_fewer_bits_take_less() -> None:
     entries = {entry.name: entry for entry in entries_of("replicas", SMALL)}

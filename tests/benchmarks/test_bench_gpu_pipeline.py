@@ -26,6 +26,7 @@ def test_a_peer_is_refused_in_one_line() -> None:
     assert "bench_network.py" in done.stderr
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_a_slow_network_costs_and_a_codec_buys_back(tmp_path: Path) -> None:
     subprocess.run([sys.executable, str(PROGRAM), *SMALL, "--out", str(tmp_path)], check=True)

@@ -153,6 +153,7 @@ def sweep(folder: Path, *options: str) -> list[str]:
     return [sys.executable, str(BENCHMARK), *own, "--systems", "torch 1F1B,raw,aqsgd", "--out", str(folder), *options]
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_a_killed_sweep_goes_on_where_it_stopped_and_leaves_nothing_behind(tmp_path: Path) -> None:
     with subprocess.Popen(sweep(tmp_path, "--repeats", "3"), stdout=subprocess.DEVNULL) as process:

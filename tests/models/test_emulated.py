@@ -24,6 +24,7 @@ def test_a_layer_takes_its_seconds_and_gives_gradients_to_inputs_and_weights() -
     assert layer.weight.grad.shape == (1000,)
 
 
+@pytest.mark.alone
 def test_adding_up_gradients_is_part_of_a_backward() -> None:
     layer = EmulatedLayer((1, 1), 0.0, 0.2, 10_000_000)
     inputs = torch.randn(1, 1, 1)

@@ -50,6 +50,7 @@ def drops_of_a_full_link() -> int:
         return int(columns[5]) + int(columns[6])
 
 
+@pytest.mark.alone
 def test_a_full_link_loses_nothing_in_the_delay_line(in_sandbox: Callable[..., Any]) -> None:
     assert in_sandbox(drops_of_a_full_link) == 0
 

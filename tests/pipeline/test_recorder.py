@@ -5,6 +5,7 @@ import pytest
 from wantrain.pipeline.recorder import Recorder
 
 
+@pytest.mark.alone
 def test_times_count_from_the_steps_begin() -> None:
     recorder = Recorder(3)
     time.sleep(0.02)

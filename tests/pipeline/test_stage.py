@@ -1,5 +1,6 @@
 import time
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -48,6 +49,7 @@ def test_evaluation_keeps_nothing_and_is_not_scaled() -> None:
     assert not stage._held
 
 
+@pytest.mark.alone
 def test_an_emulated_stage_takes_its_time_and_changes_its_contents() -> None:
     stage = EmulatedStage(0.03, 0.05, (1, 4, 8), (1, 4, 8))
     began = time.monotonic()
@@ -76,6 +78,7 @@ class BusyStage(EmulatedStage):
         return inputs
 
 
+@pytest.mark.alone
 def test_dilation_slows_what_a_stage_computes_by_its_factor_and_not_what_it_waits_for() -> None:
     stage = DilatedStage(BusyStage(0.0, 0.0, (1,), (1,)), 11)
     began_s, began_at_work_s = time.monotonic(), time.thread_time()

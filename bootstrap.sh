@@ -108,12 +108,14 @@ is_installed() {
 }
 
 install_python_packages() {
-  local pip=("$venv/bin/python" -m pip install --quiet --disable-pip-version-check)
+  local pip=("$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile)
   echo "installing into $venv (once; torch is large)"
   is_usable_venv || "$python" -m venv --clear "$venv" || fail "can't make $PWD/$venv; is the folder writable?"
   # torch first and alone: left to pip's resolver together with the rest, its version would be anybody's guess.
   has_torch || "${pip[@]}" "$torch" || fail "pip could not install $torch (see above); is there a network?"
   "${pip[@]}" -e ".$extras" || fail "pip could not install wantrain$extras (see above)"
+  # pip would compile file after file (20,000 of them for [dev]); here all processors do, without packages' own tests.
+  "$venv/bin/python" -m compileall -qq -j 0 -x '/tests?/' "$venv/lib" >/dev/null 2>&1 || true
   fingerprint >"$venv/.installed$extras"
 }
 

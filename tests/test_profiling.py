@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -134,6 +135,11 @@ def test_what_is_known_of_a_worker_comes_from_its_profile_and_flags(
     assert main(["profile", "--links", "--flops", "2 GB"]) == 2
 
 
+def free_port() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return str(server.getsockname()[1])
+
+
 def links_argv(out: Path, *more: str) -> list[str]:
     return [sys.executable, "-m", "wantrain", "profile", "--links", "--out", str(out), *more]
 
@@ -172,7 +178,7 @@ def test_an_emulated_network_is_found_as_it_was_asked_for(emulated: Callable[...
 
 
 def test_a_worker_that_never_comes_is_named_at_the_others(tmp_path: Path) -> None:
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29871", "WORLD_SIZE": "3"}
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "3"}
     argv = links_argv(tmp_path / "t.toml", "--timeout", "4")
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     workers = [subprocess.Popen(argv, env=environment(**place, RANK=rank), **pipes) for rank in "02"]
@@ -183,7 +189,7 @@ def test_a_worker_that_never_comes_is_named_at_the_others(tmp_path: Path) -> Non
 
 
 def test_ctrl_c_ends_it_without_a_trace(tmp_path: Path) -> None:
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29881", "WORLD_SIZE": "2", "RANK": "0"}
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2", "RANK": "0"}
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     worker = subprocess.Popen(links_argv(tmp_path / "t.toml"), env=environment(**place), **pipes)
     assert worker.stderr is not None
@@ -195,7 +201,7 @@ def test_ctrl_c_ends_it_without_a_trace(tmp_path: Path) -> None:
 
 
 def test_two_processes_on_one_machine_profile_their_link(tmp_path: Path) -> None:
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29891", "WORLD_SIZE": "2"}
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2"}
     argv = links_argv(tmp_path / "t.toml", "--json")
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     workers = [

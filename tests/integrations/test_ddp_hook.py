@@ -8,7 +8,7 @@ import subprocess
 import sys
 from multiprocessing.queues import Queue
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -22,6 +22,7 @@ from wantrain.integrations import ddp
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 100.0
 STEPS = 12
+WORLD_SIZE = 3
 
 Weights = list[list[float]]
 
@@ -37,19 +38,38 @@ def make_model(dtype: torch.dtype) -> nn.Module:
     return nn.Sequential(nn.Linear(40, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 8)).to(dtype)
 
 
-def train(rank: int, world_size: int, port: int, codec: str | None, dtype: torch.dtype, results: Any) -> None:
-    """Be one member: train a little, and say the losses and final weights."""
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=world_size)
-    model = make_model(dtype)
+class Training(NamedTuple):
+    """A codec, none for torch without a hook, and the type of weights and gradients."""
+
+    codec: str | None
+    dtype: torch.dtype = torch.float32
+
+
+class Outcome(NamedTuple):
+    """The losses of rank 0, and all members' final weights."""
+
+    losses: list[float]
+    weights: list[Weights]
+
+
+TRAININGS = {
+    "stock": Training(None),
+    "raw": Training("raw:fp32"),
+    "4 bits": Training("error_feedback:quantized:4"),
+    "8 bits of bf16": Training("error_feedback:quantized:8", torch.bfloat16),
+}
+
+
+def train(training: Training) -> tuple[list[float], Weights]:
+    """Train a little with the others; return the losses and final weights."""
+    model = make_model(training.dtype)
     wrapped = DistributedDataParallel(model, bucket_cap_mb=0.02)  # type: ignore[arg-type]  # several buckets
-    if codec is not None:
-        state = ddp.State(codec, timeout_s=TIMEOUT_S)
+    if training.codec is not None:
+        state = ddp.State(training.codec, timeout_s=TIMEOUT_S)
         wrapped.register_comm_hook(state, ddp.hook)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    generator = torch.Generator().manual_seed(1 + rank)
-    inputs = torch.randn(16, 40, generator=generator).to(dtype)
+    generator = torch.Generator().manual_seed(1 + dist.get_rank())
+    inputs = torch.randn(16, 40, generator=generator).to(training.dtype)
     targets = inputs[:, :8].tanh()
     losses = []
     for _ in range(STEPS):
@@ -58,58 +78,63 @@ def train(rank: int, world_size: int, port: int, codec: str | None, dtype: torch
         loss.backward()
         optimizer.step()
         losses.append(float(loss))
-    results.put((rank, losses, [parameter.flatten().tolist() for parameter in model.parameters()]))
-    if codec is not None:
+    if training.codec is not None:
         state.close()
-    del wrapped
-    dist.destroy_process_group()
+    return losses, [parameter.flatten().tolist() for parameter in model.parameters()]
 
 
-def run(world_size: int, codec: str | None, dtype: torch.dtype = torch.float32) -> tuple[list[float], list[Weights]]:
-    """Return the losses of rank 0, and all members' final weights."""
+def train_all(rank: int, ports: list[int], results: Any) -> None:
+    """Be one member of every training, one after the other: starting a process takes longer than all of them."""
+    torch.set_num_threads(1)
+    said = {}
+    for (name, training), port in zip(TRAININGS.items(), ports, strict=True):
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        dist.init_process_group("gloo", rank=rank, world_size=WORLD_SIZE)
+        said[name] = train(training)
+        dist.destroy_process_group()
+    results.put((rank, said))
+
+
+@pytest.fixture(scope="module")
+def trained() -> dict[str, Outcome]:
+    """Train in every way, in real processes."""
     context = multiprocessing.get_context("spawn")
     results: Queue[Any] = context.Queue()
-    port = free_port()
+    ports = [free_port() for _ in TRAININGS]
     processes = [
-        context.Process(target=train, args=(rank, world_size, port, codec, dtype, results), daemon=True)
-        for rank in range(world_size)
+        context.Process(target=train_all, args=(rank, ports, results), daemon=True) for rank in range(WORLD_SIZE)
     ]
     for process in processes:
         process.start()
-    said = {rank: (losses, weights) for rank, losses, weights in (results.get(timeout=TIMEOUT_S) for _ in processes)}
+    said = dict(results.get(timeout=TIMEOUT_S) for _ in processes)
     for process in processes:
         process.join(TIMEOUT_S)
         assert process.exitcode == 0
-    return said[0][0], [said[rank][1] for rank in range(world_size)]
+    return {name: Outcome(said[0][name][0], [said[rank][name][1] for rank in sorted(said)]) for name in TRAININGS}
 
 
 def flat(weights: Weights) -> torch.Tensor:
     return torch.cat([torch.tensor(one) for one in weights])
 
 
-@pytest.fixture(scope="module")
-def stock() -> tuple[list[float], list[Weights]]:
-    return run(3, None)
-
-
-def test_uncompressed_it_trains_as_torch_does(stock: tuple[list[float], list[Weights]]) -> None:
-    losses, weights = run(3, "raw:fp32")
-    assert losses == pytest.approx(stock[0], rel=1e-4)
-    torch.testing.assert_close(flat(weights[0]), flat(stock[1][0]), rtol=1e-3, atol=1e-5)
+def test_uncompressed_it_trains_as_torch_does(trained: dict[str, Outcome]) -> None:
+    (losses, weights), stock = trained["raw"], trained["stock"]
+    assert losses == pytest.approx(stock.losses, rel=1e-4)
+    torch.testing.assert_close(flat(weights[0]), flat(stock.weights[0]), rtol=1e-3, atol=1e-5)
     assert weights[0] == weights[1] == weights[2]
 
 
-def test_four_bits_with_error_feedback_train_as_well(stock: tuple[list[float], list[Weights]]) -> None:
-    losses, weights = run(3, "error_feedback:quantized:4")
+def test_four_bits_with_error_feedback_train_as_well(trained: dict[str, Outcome]) -> None:
+    (losses, weights), stock = trained["4 bits"], trained["stock"]
     assert weights[0] == weights[1] == weights[2]
-    assert weights[0] != stock[1][0]
-    assert losses[-1] == pytest.approx(stock[0][-1], rel=0.02)
+    assert weights[0] != stock.weights[0]
+    assert losses[-1] == pytest.approx(stock.losses[-1], rel=0.02)
     assert losses[-1] < 0.5 * losses[0]
 
 
-def test_gradients_in_bf16_are_averaged_too() -> None:
-    losses, weights = run(2, "error_feedback:quantized:8", torch.bfloat16)
-    assert weights[0] == weights[1]
+def test_gradients_in_bf16_are_averaged_too(trained: dict[str, Outcome]) -> None:
+    losses, weights = trained["8 bits of bf16"]
+    assert weights[0] == weights[1] == weights[2]
     assert losses[-1] < 0.6 * losses[0]
 
 

@@ -139,7 +139,7 @@ def test_a_wrong_topology_is_refused(change: tuple[str, str], said: str, refusal
     ("arguments", "said"),
     [
         (["plan", "demo-short", "--ouut", "x"], "unrecognized arguments: --ouut x"),
-        (["plan", "nowhere.toml"], "can't find nowhere.toml; give the path of a TOML file, or one of compressed, demo"),
+        (["plan", "nowhere.toml"], "can't find nowhere.toml; give the path of a TOML file, or one of aqsgd-gpt2-xl, "),
         (["plan", "dem"], "there is no 'dem' among the runs (did you mean 'demo'?)"),
         (["plan", "demo-short", "--out", "/proc/none/plan.json"], "can't write /proc/none/plan.json"),
         (["generate", "nowhere"], "no checkpoint in nowhere; give a run directory or a step-… folder"),

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from wantrain.errors import ConfigError
 from wantrain.model_config import ModelConfig
 from wantrain.profile import gpt_profile
 from wantrain.resources import configs_folder, shipped
-from wantrain.training.job import profile_of
+from wantrain.training.job import load_config, profile_of, resolve
 
 SMALL: dict[str, Any] = {
     "model": {"num_layers": 2, "hidden": 32, "num_heads": 2, "seq_len": 16},
@@ -93,8 +94,21 @@ def test_the_resolved_form_reads_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", shipped("runs"))
 def test_shipped_run_files_load(name: str) -> None:
-    config = RunConfig.load(configs_folder() / "runs" / f"{name}.toml")
+    path = configs_folder() / "runs" / f"{name}.toml"
+    config = RunConfig.load(path)
     assert config.name == name
+    is_published = config.parallel.topology.startswith(("aqsgd", "dtfm"))
+    assert not is_published or re.search(r"(NeurIPS|ICML) 20\d\d", path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["aqsgd-gpt2-xl", *(pytest.param(one, marks=pytest.mark.slow) for one in ("cocktail-gpt2", "dtfm-two-sites"))],
+)
+def test_published_setups_can_be_planned_within_their_machines_memory(name: str) -> None:
+    job = resolve(load_config(name))
+    assert job.plan.world_size == len(job.topology.workers)
+    assert job.plan.prediction is not None
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ FLOORS: list[dict[str, str]] = [
     dict.fromkeys(
         (
             *("fact", "model_config", "topology", "profile", "schedule", "plan", "timeline", "wire", "config"),
-            *("run_directory", "resources", "codec_spec", "device_speed"),
+            *("run_directory", "resources", "codec_spec", "device_speed", "overrides", "run_file"),
         ),
         "",
     ),
@@ -44,14 +44,18 @@ FLOORS: list[dict[str, str]] = [
         "planning": "launch report",
         "simulating": "report",
         "benching": "",
+        "configuring": "",
         "profiling": "",
         "doctor": "",
     },
-    {"cli": "", "__main__": "cli"},
+    {"cli": "", "__main__": "cli", "completion": "cli"},
 ]
 """The house from the ground up: a room imports itself and what lies below."""
 
-TORCHLESS = ("errors", "units", *FLOORS[1], "scheduler", "netem", "probe", "tokenizer", "cli", "doctor", "__main__")
+TORCHLESS = (
+    *("errors", "units", *FLOORS[1], "scheduler", "netem", "probe", "tokenizer"),
+    *("cli", "completion", "doctor", "__main__"),
+)
 
 MODULES = sorted(
     path.relative_to(root).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__")

@@ -89,8 +89,19 @@ def _emulate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print results as JSON")
 
 
+def _set_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="another value for a key of the run file (training.steps=100); may be repeated",
+    )
+
+
 def _job_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", help="a run file, or the name of a shipped one")
+    _set_argument(parser)
     parser.add_argument("--topology", metavar="T", help="another topology than the run file's, by path or name")
     parser.add_argument("--data", metavar="PATH", help="train on this file or folder instead of the run file's text")
     parser.add_argument("--plan", metavar="PLAN", help="a plan to follow (default: one is made)")
@@ -99,6 +110,25 @@ def _job_arguments(parser: argparse.ArgumentParser) -> None:
         "--resume", action="store_true", help="go on from the newest whole checkpoint in the run directory"
     )
     parser.add_argument("--dilation", type=_dilation, default=1.0, metavar="D", help="slow everything down D times")
+
+
+def _config_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "config", metavar="CONFIG", help="a run file, the name of a shipped one, or a run's config.json"
+    )
+    _set_argument(parser)
+    parser.add_argument("--json", action="store_true", help="print it as JSON")
+
+
+def _init_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", nargs="?", default="run.toml", help="default: %(default)s")
+    parser.add_argument(
+        "--preset", metavar="NAME", default="demo", help="a shipped run file to begin from (default: demo)"
+    )
+
+
+def _completion_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("shell", metavar="SHELL", choices=("bash", "zsh", "fish"), help="bash, zsh or fish")
 
 
 def _train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -117,6 +147,7 @@ def _launch_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _plan_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", nargs="?", help="a run file, or the name of a shipped one")
+    _set_argument(parser)
     parser.add_argument("--topology", metavar="T", help="a topology, by path or name (default: the run file's)")
     parser.add_argument("--out", metavar="FILE", help="write the plan to this file")
     parser.add_argument("--commands", action="store_true", help="print the line to start on each host")
@@ -252,6 +283,10 @@ SUBCOMMANDS = (
         _doctor_arguments,
         "wantrain.doctor:run",
     ),
+    Subcommand("init", "write a commented run file", _init_arguments, "wantrain.configuring:init"),
+    Subcommand(
+        "config", "print a run file with every default spelled out", _config_arguments, "wantrain.configuring:show"
+    ),
     Subcommand(
         "profile",
         "measure what a model's layers cost here, or what the links between workers carry",
@@ -291,6 +326,7 @@ SUBCOMMANDS = (
         _bench_arguments,
         "wantrain.benching:run",
     ),
+    Subcommand("completion", "print a shell's completion script", _completion_arguments, "wantrain.completion:run"),
 )
 
 

@@ -12,6 +12,7 @@ Every field has a default but the ones that make the run what it is.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -20,7 +21,9 @@ from pydantic import Field, field_validator, model_validator
 from wantrain.errors import ConfigError
 from wantrain.fact import Fact, read_json, read_toml
 from wantrain.model_config import ModelConfig
+from wantrain.overrides import split_override, with_nulls, with_overrides
 from wantrain.plan import DEFAULT_BUCKET_BYTES, BackwardCodec, ForwardCodec, GradientCodec
+from wantrain.resources import find_config
 from wantrain.schedule import ScheduleKind
 from wantrain.units import parse_bytes
 
@@ -42,29 +45,38 @@ class TrainingConfig(Fact):
     """Steps, batch and optimizer (linear warm-up, cosine decay)."""
 
     steps: int = Field(ge=1)
+    """Updates of the weights, in all."""
     batch_size: int = Field(ge=1)
     """Samples per step, over all replicas."""
     microbatch_size: int = Field(default=1, ge=1)
+    """Samples that go through the pipeline together; must divide what a replica draws."""
     num_lanes: int = Field(default=1, ge=1)
     """Fixed lanes that samples belong to; must divide batch_size and be dealt evenly to the replicas."""
     learning_rate: float = Field(default=1e-3, gt=0)
+    """Greatest rate, reached at the end of the warm-up."""
     final_learning_rate_ratio: float = Field(default=0.1, ge=0, le=1)
+    """Rate of the last step, as a share of the greatest."""
     warmup_steps: int = Field(default=0, ge=0)
+    """Steps in which the rate rises from nothing."""
     optimizer: Literal["adamw", "quantized_adam"] = "adamw"
     """quantized_adam: after a while √v stays as it is and momenta are averaged instead of gradients, so that
     gradient_codec may be narrower. Before that gradients are averaged in full precision."""
     fix_variance_after: int | None = Field(default=None, ge=1)
     """Steps for which quantized_adam learns v, at least warmup_steps; null: a fifth of all, or twice warmup_steps."""
     betas: tuple[float, float] = (0.9, 0.95)
+    """Of Adam: how much of the last momentum and of the last variance stays."""
     weight_decay: float = Field(default=0.1, ge=0)
+    """Of AdamW, times the rate."""
     clip_norm: float | None = Field(default=1.0, gt=0)
     """Greatest norm of the whole model's gradient; null leaves it as it is."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """bf16: autocast; weights, gradients and optimizer state stay fp32."""
     seed: int = 0
+    """Keys everything random: weights, draws of samples, dropout, stochastic rounding."""
     validate_every: int = Field(default=0, ge=0)
     """Steps between validations; 0 validates after the last step only."""
     validation_samples: int = Field(default=64, ge=1)
+    """Held-out samples that the model is judged on."""
     record_every: int = Field(default=10, ge=1)
     """Steps between recorded timelines."""
     threads: int = Field(default=1, ge=1)
@@ -95,16 +107,23 @@ class ParallelConfig(Fact):
     profile: str | None = None
     """A file beside the run file, by `wantrain profile`: what the layers cost; null counts their operations."""
     num_stages: int = Field(default=1, ge=1)
+    """Consecutive parts that the layers are cut into, a worker each."""
     num_replicas: int = Field(default=1, ge=1)
+    """Copies of the pipeline, over other samples."""
     schedule: ScheduleKind = "1f1b"
+    """In which order a stage works: "1f1b" or "gpipe"."""
     max_in_flight: tuple[int, ...] | None = None
     """Microbatches in flight by stage; null lets the plan choose by simulation, within memory."""
     forward_codec: ForwardCodec = "raw:fp32"
+    """How activations travel: "raw:bf16", "quantized:4", "hadamard:4", "aqsgd:4", with keys behind a comma."""
     backward_codec: BackwardCodec = "raw:fp32"
+    """How gradients of activations travel: raw, quantized or hadamard."""
     gradient_codec: GradientCodec = "raw:fp32"
+    """How weight gradients travel between replicas: also cocktail, and "error_feedback:quantized:4"."""
     max_codec_error: float | None = Field(default=None, gt=0)
     """Relative error of a boundary's payloads above which its codecs get more bits; null leaves them as they are."""
     bucket_bytes: int = Field(default=DEFAULT_BUCKET_BYTES, ge=1)
+    """Weight gradients that are summed together, in bytes."""
     timeout_s: float = Field(default=120.0, gt=0, le=MAX_TIMEOUT_S)
     """Longest wait for a payload before the peer that should have sent it is named and the run ends."""
 
@@ -113,7 +132,9 @@ class CheckpointConfig(Fact):
     """How often a checkpoint is written, and how many are kept."""
 
     every: int = Field(default=100, ge=1)
+    """Steps from one checkpoint to the next."""
     keep: int = Field(default=3, ge=1)
+    """How many checkpoints stay, the newest ones."""
 
 
 class BufferConfig(Fact):
@@ -153,6 +174,7 @@ class RunConfig(Fact):
     """A whole run file."""
 
     name: str = "run"
+    """What the run is called, in its directory's name and its report."""
     model: ModelConfig
     data: DataConfig = DataConfig()
     training: TrainingConfig
@@ -174,11 +196,23 @@ class RunConfig(Fact):
         return self
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """Read a run file (TOML), or the config.json of a run directory."""
+    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
+        """Read a run file (TOML), or the config.json of a run directory; `overrides` are texts like "a.b=c"."""
         read = read_json if str(path).endswith(".json") else read_toml
-        data = read(path, ConfigError)
-        return cls.parse(_with_profile(_with_model(data, Path(path)), Path(path)), ConfigError, str(path))
+        data = with_nulls(cls, read(path, ConfigError))
+        data = _overridden(cls, _with_profile(_with_model(data, Path(path)), Path(path)), overrides)
+        return cls.parse(data, ConfigError, " ".join([str(path), *(f"--set {one}" for one in overrides)]))
+
+
+def _overridden(cls: type[Fact], data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Apply overrides in their order. Paths among them are beside the caller; `model.file` replaces the whole model."""
+    for override in overrides:
+        key, value = split_override(override)
+        if key == ("model", "file"):
+            data = data | {"model": read_toml(find_config("models", value, ConfigError), ConfigError)}
+        else:
+            data = with_overrides(cls, data, [override])
+    return _with_profile(data, Path("here").resolve())
 
 
 def _with_profile(data: dict[str, Any], path: Path) -> dict[str, Any]:

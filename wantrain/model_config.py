@@ -22,13 +22,17 @@ class ModelConfig(Fact):
     num_layers: int = Field(ge=1)
     """Blocks, the embedding and the head not counted."""
     hidden: int = Field(ge=2)
+    """Width of the activations between blocks."""
     num_heads: int = Field(ge=1)
+    """Attention heads of a block; must divide hidden into even sizes."""
     seq_len: int = Field(ge=2)
     """Tokens of a training sample, and the longest context of generation."""
     vocab_size: int = Field(default=256, ge=2)
+    """Tokens that the tokenizer knows; 256 for bytes."""
     tied: bool = False
     """Whether the head's weight is the embedding's."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Share of activations that is dropped in training."""
     mlp_ratio: int = Field(default=4, ge=1)
     """Width of a block's inner layer, in hidden sizes."""
 

@@ -89,7 +89,7 @@ def _from_run_file(args: argparse.Namespace) -> Request:
     if said is not None:
         option = f"--{said.replace('_', '-')}"
         raise ConfigError(f"{option} is for planning without a run file; change '{args.config}', or leave it out")
-    job = resolve(load_config(args.config, topology=args.topology))
+    job = resolve(load_config(args.config, topology=args.topology, overrides=args.set))
     return Request(job.topology, lambda _: profile_of(job.config), lambda: job.plan, job.config.model.seq_len)
 
 
@@ -100,6 +100,8 @@ def _from_options(args: argparse.Namespace) -> Request:
         )
     if args.commands:
         raise ConfigError("--commands needs a run file, which says what is trained; give one")
+    if args.set:
+        raise ConfigError("--set changes what a run file says; give one")
     _refuse_ignored(args)
     topology = load_topology(args.topology)
     profile, model = _profiled(args)
@@ -269,9 +271,14 @@ def _print_commands(plan: Plan, topology: Topology, args: argparse.Namespace) ->
     """Print the line to start on each host; all of them need the plan file, the run file and the text."""
     plan_file = args.out or "plan.json"
     if args.out is None:
-        print(f"write the plan first: wantrain plan {shlex.quote(args.config)} --out {plan_file}", file=sys.stderr)
+        changed = "".join(f" --set {shlex.quote(one)}" for one in args.set)
+        print(
+            f"write the plan first: wantrain plan {shlex.quote(args.config)}{changed} --out {plan_file}",
+            file=sys.stderr,
+        )
     first = topology.worker(plan.workers[0])
     options = ["--plan", plan_file] + (["--topology", args.topology] if args.topology else [])
+    options += [word for one in args.set for word in ("--set", one)]
     train = train_argv(args.config, *options)
     for name in plan.workers:
         argv = worker_argv(plan, name, first.address or f"<address of {first.name}>", MASTER_PORT, train)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from wantrain.config import RunConfig
 from wantrain.run_directory import RunDirectory
 
 pytestmark = [
@@ -155,6 +156,20 @@ def test_ctrl_c_ends_after_an_agreed_step_with_a_checkpoint(launch: Launch, expe
     status, said = launch.run("run", "--resume")
     assert status == 0, said
     assert launch.losses("run") == expected
+
+
+def test_values_said_on_the_command_line_hold_inside_and_when_resumed(launch: Launch) -> None:
+    status, said = launch.run("run", "--set", "training.steps=6", "--set", "name=other")
+    assert status == 0, said
+    assert len(launch.losses("run", 3)) == 6
+    config = RunConfig.load(RunDirectory(launch.folder / "run").config)
+    assert (config.name, config.training.steps) == ("other", 6)
+    status, said = launch.run("run", "--set", "training.steps=9", "--resume")
+    assert status == 0, said
+    assert len(launch.losses("run", 3)) == 9
+    status, said = launch.run("run", "--set", "model.num_heads=4", "--resume")
+    assert status == 2
+    assert "the checkpoint has another model" in said
 
 
 def test_a_second_launch_into_the_same_directory_is_refused(launch: Launch) -> None:

@@ -87,7 +87,7 @@ def prepare(args: argparse.Namespace) -> RunDirectory:
         raise ConfigError("--dilation slows the emulated network; it can't go with --no-emulation")
     if args.no_emulation and args.rate_tolerance != RATE_TOLERANCE:
         raise ConfigError("--rate-tolerance judges the emulated network; it can't go with --no-emulation")
-    config = load_config(args.config, args.data, args.topology)
+    config = load_config(args.config, args.data, args.topology, args.set)
     run = RunDirectory(args.run_dir or f"runs/{config.name}-{datetime.now():%Y%m%d-%H%M%S}")
     job = resolve(config, args.plan)
     if args.resume:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from wantrain.config import RunConfig
 from wantrain.data import Samples, TokenFile
 from wantrain.errors import ConfigError, DataError, PlanError, TopologyError
 from wantrain.fact import write_text
+from wantrain.overrides import split_override
 from wantrain.plan import Plan
 from wantrain.profile import ModelProfile, gpt_profile
 from wantrain.resources import find_config
@@ -28,14 +30,20 @@ class Job(NamedTuple):
     plan: Plan
 
 
-def load_config(given: str, data: str | None = None, topology: str | None = None) -> RunConfig:
-    """Read a run file (a path, or the name of a shipped one) with the command line's overrides."""
-    config = RunConfig.load(find_config("runs", given, ConfigError))
-    if data is not None:
-        config = config.model_copy(update={"data": config.data.model_copy(update={"source": data})})
-    if topology is not None:
-        config = config.model_copy(update={"parallel": config.parallel.model_copy(update={"topology": topology})})
-    return config
+def load_config(
+    given: str, data: str | None = None, topology: str | None = None, overrides: Sequence[str] = ()
+) -> RunConfig:
+    """Read a run file (a path, or the name of a shipped one) with the command line's overrides.
+
+    `data` and `topology` are short for data.source and parallel.topology; raises ConfigError where both are said.
+    """
+    short = {"data.source": ("--data", data), "parallel.topology": ("--topology", topology)}
+    said = {".".join(split_override(one)[0]) for one in overrides}
+    for key, (option, value) in short.items():
+        if value is not None and key in said:
+            raise ConfigError(f"{option} and --set {key} say the same thing; give one of them")
+    more = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, (_, value) in short.items() if value is not None]
+    return RunConfig.load(find_config("runs", given, ConfigError), [*overrides, *more])
 
 
 def load_topology(given: str) -> Topology:

@@ -61,7 +61,7 @@ def learning_rate(training: TrainingConfig, step: int) -> float:
 
 def run(args: argparse.Namespace) -> int:
     """Carry out `wantrain train` in one process of a job."""
-    config = load_config(args.config, args.data, args.topology)
+    config = load_config(args.config, args.data, args.topology, args.set)
     job = resolve(config, args.plan)
     run_directory = RunDirectory(args.run_dir or f"runs/{config.name}")
     worker = args.worker or own_worker(job.plan, job.topology)

@@ -200,6 +200,7 @@ def test_ctrl_c_ends_it_without_a_trace(tmp_path: Path) -> None:
     assert worker.communicate()[1] == ""
 
 
+@pytest.mark.alone
 def test_two_processes_on_one_machine_profile_their_link(tmp_path: Path) -> None:
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2"}
     argv = links_argv(tmp_path / "t.toml", "--json")

@@ -28,6 +28,7 @@ def measure_a_loop() -> list[Any]:
     return [rates["w", "w"], delays.latency_s, delays.loss]
 
 
+@pytest.mark.alone
 def test_an_unshaped_loop_is_fast_and_near(in_sandbox: Callable[..., Any]) -> None:
     rate, latency_s, loss = in_sandbox(measure_a_loop)
     assert rate > 50e6

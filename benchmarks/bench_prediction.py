@@ -173,7 +173,7 @@ def job_of(case: Case, codec_speed: float) -> EmulatedJob:
     plan = make_plan(
         topology, profile, batch_size=case.microbatches * case.replicas * profile.microbatch_size,
         num_stages=case.stages, num_replicas=case.replicas, num_lanes=2 * case.replicas, forward_codec=case.forward,
-        backward_codec=case.backward, gradient_codec=case.gradients, schedule=case.schedule,  # type: ignore[arg-type]
+        backward_codec=case.backward, gradient_codec=case.gradients, schedule=case.schedule,
     )  # fmt: skip
     return EmulatedJob(
         plan, topology, profile, (SMALL_GPT.seq_len, SMALL_GPT.hidden) if case.is_real else case.shape,

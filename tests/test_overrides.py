@@ -46,7 +46,7 @@ def test_a_value_is_read_as_its_key_asks(override: str, key: str, value: Any) ->
     ("override", "said"),
     [
         ("training.stps=7", "--set: unknown key 'training.stps' (did you mean 'steps'?)"),
-        ("trainin.steps=7", "--set: unknown key 'trainin' (did you mean 'training'?)"),
+        ("trainer.steps=7", "--set: unknown key 'trainer' (did you mean 'training'?)"),
         ("training.steps.a=7", "--set: 'training.steps' is a value and has no keys of its own (got 'a')"),
         ("training.steps", "--set takes KEY=VALUE (got 'training.steps')"),
         ("training..steps=7", "--set takes KEY=VALUE"),
@@ -55,7 +55,7 @@ def test_a_value_is_read_as_its_key_asks(override: str, key: str, value: Any) ->
         ("training.steps=0", "training.steps: input should be greater than or equal to 1 (got 0)"),
         ("parallel.max_in_flight=4,x", "parallel.max_in_flight.1: input should be a valid integer"),
         ("parallel.forward_codec=quantised:4", "did you mean 'quantized'?"),
-        ("checkpoint={ evry = 5 }", "unknown key 'checkpoint.evry' (did you mean 'every'?)"),
+        ("checkpoint={ everys = 5 }", "unknown key 'checkpoint.everys' (did you mean 'every'?)"),
         ("model.file=gpt3", "there is no 'gpt3' among the models (did you mean 'gpt2'?)"),
     ],
 )

@@ -7,10 +7,13 @@ import subprocess
 import sys
 import sysconfig
 import venv
+import zipfile
 from collections.abc import Sequence
+from email import message_from_bytes
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -91,6 +94,19 @@ def test_the_wheel_has_the_benchmarks_and_not_their_results(elsewhere: Path, tmp
     assert "of bound" in out
     assert "fitted on the scheduled runs" in run([elsewhere / "wantrain", "bench", "published"], tmp_path)
     assert not list(elsewhere.parent.glob("lib/*/site-packages/wantrain/benchmarks/results"))
+
+
+def test_an_installation_without_extras_pulls_no_outside_framework(built: Path) -> None:
+    (wheel,) = built.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (one for one in archive.namelist() if one.endswith(".dist-info/METADATA"))
+        metadata = message_from_bytes(archive.read(name))
+    asked = [Requirement(line) for line in metadata.get_all("Requires-Dist", [])]
+    always = {one.name for one in asked if one.marker is None or one.marker.evaluate({"extra": ""})}
+    assert {"torch", "numpy"} <= always
+    heavy = {"ray", "deepspeed", "transformers", "peft", "datasets", "wandb", "tensorboard", "mkdocs-material"}
+    assert heavy <= {one.name for one in asked}
+    assert not heavy & always
 
 
 def test_the_wheel_says_its_version(elsewhere: Path, tmp_path: Path) -> None:

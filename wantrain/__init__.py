@@ -14,11 +14,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from wantrain.codec_spec import register_codec
+    from wantrain.codecs.codec import Codec, make_codec
     from wantrain.config import RunConfig
     from wantrain.errors import WantrainError
     from wantrain.model_config import ModelConfig
     from wantrain.plan import Plan
     from wantrain.profile import ModelProfile, gpt_profile
+    from wantrain.schedule import register_schedule
     from wantrain.scheduler.solve import make_plan
     from wantrain.topology import Topology
     from wantrain.training.quantized_adam import QuantizedAdam
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Batch",
+    "Codec",
     "ModelConfig",
     "ModelProfile",
     "Plan",
@@ -36,11 +40,15 @@ __all__ = [
     "Trainer",
     "WantrainError",
     "gpt_profile",
+    "make_codec",
     "make_plan",
+    "register_codec",
+    "register_schedule",
 ]
 
 _HOMES = {
     "Batch": "training.trainer",
+    "Codec": "codecs.codec",
     "ModelConfig": "model_config",
     "ModelProfile": "profile",
     "Plan": "plan",
@@ -51,7 +59,10 @@ _HOMES = {
     "Trainer": "training.trainer",
     "WantrainError": "errors",
     "gpt_profile": "profile",
+    "make_codec": "codecs.codec",
     "make_plan": "scheduler.solve",
+    "register_codec": "codec_spec",
+    "register_schedule": "schedule",
 }
 
 

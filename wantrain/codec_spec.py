@@ -8,12 +8,16 @@
     error_feedback:quantized:4         gradients: what was lost is added next time
 
 More keys: group=128 (values that share a scale), rounding=nearest or stochastic, nonfinite=error or saturate.
+
+A codec of one's own goes by its name and bits, once every process that meets it has told `register_codec` of it.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import re
+import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,6 +97,68 @@ _KEYS: dict[str, dict[str, tuple[str, Callable[[str], Any]]]] = {
 }
 
 
+@dataclass(frozen=True)
+class OwnCodec:
+    """What `register_codec` was told; see there."""
+
+    make: Callable[[CodecSpec, int, int], Any]
+    body_bytes: Callable[[tuple[int, ...], int], int]
+    bits: tuple[int, ...]
+    number: int
+    """What a payload's header calls it: above those of wantrain's own, and the same in every process."""
+
+
+_OWN: dict[str, OwnCodec] = {}
+
+
+def register_codec(
+    kind: str,
+    make: Callable[[CodecSpec, int, int], Any],
+    *,
+    body_bytes: Callable[[tuple[int, ...], int], int],
+    bits: Sequence[int],
+) -> None:
+    """Make a codec known by name: `kind:bits`, or `kind` alone where there is only one number of bits.
+
+    `make` is a class derived from `wantrain.Codec`, called with spec, stream and seed; `body_bytes` says how large a
+    body is for a tensor's shape and a number of bits, from nothing else: both ends and the planner count with it.
+    Every process that meets the name must register it, before a plan or run file that names it is read. Registering a
+    name again replaces it; raises ConfigError for the name of a codec that comes with wantrain, and for no bits.
+    """
+    if kind in (*KINDS, _FEEDBACK.rstrip(":")) or not re.fullmatch("[a-z][a-z0-9_]*", kind):
+        raise ConfigError(f"a codec can't be called '{kind}'; choose another name, of small letters, digits and '_'")
+    if not bits or not all(1 <= one <= 32 for one in bits):
+        raise ConfigError(f"codec '{kind}' needs bits per value from 1 to 32 (got {list(bits)}); name them all")
+    number = 256 + zlib.crc32(kind.encode()) % 65280
+    taken = next((name for name, own in _OWN.items() if own.number == number and name != kind), None)
+    if taken is not None:
+        raise ConfigError(f"codecs '{kind}' and '{taken}' look alike in a header; choose another name")
+    _OWN[kind] = OwnCodec(make, body_bytes, tuple(sorted(bits)), number)
+    parse_codec.cache_clear()
+
+
+def unregister_codec(kind: str) -> None:
+    """Forget a registered codec."""
+    del _OWN[kind]
+    parse_codec.cache_clear()
+
+
+def own_codec(kind: str) -> OwnCodec | None:
+    """Return what was registered under a name; None for wantrain's own codecs and for none at all."""
+    return _OWN.get(kind)
+
+
+def own_kind(number: int) -> str | None:
+    """Return which registered codec a header's number means."""
+    return next((kind for kind, own in _OWN.items() if own.number == number), None)
+
+
+def bits_of(kind: str) -> tuple[int, ...]:
+    """Return how many bits a codec's payloads may have, fewest first."""
+    own = own_codec(kind)
+    return BITS if own is None else own.bits
+
+
 @functools.cache
 def parse_codec(name: str) -> CodecSpec:
     """Return what a codec's name says; raise ConfigError that says what is wrong with it."""
@@ -103,16 +169,20 @@ def parse_codec(name: str) -> CodecSpec:
         return CodecSpec(**(vars(inner) | {"has_feedback": True}))
     head, *options = name.split(",")
     kind, _, argument = head.partition(":")
-    if kind not in KINDS:
-        hint = did_you_mean(kind, (*KINDS, "error_feedback"))
-        raise ConfigError(f"unknown codec '{name}'{hint}; known are {', '.join(KINDS)} and error_feedback over them")
+    own = own_codec(kind)
+    if kind not in KINDS and own is None:
+        hint = did_you_mean(kind, (*KINDS, *_OWN, "error_feedback"))
+        known = ", ".join((*KINDS, *_OWN))
+        raise ConfigError(f"unknown codec '{name}'{hint}; known are {known} and error_feedback over them")
+    if own is not None and not argument and len(own.bits) == 1:
+        argument = str(own.bits[0])
     given: dict[str, Any] = {"kind": kind}
     try:
         if kind == "raw":
             given["bits"] = RAW_BITS[_one_of(tuple(RAW_BITS))(argument)]
             given["dtype"] = argument
         else:
-            given["bits"] = _one_of(BITS)(argument)
+            given["bits"] = _one_of(bits_of(kind))(argument)
     except ValueError as caught:
         hint = did_you_mean(argument, RAW_BITS) if kind == "raw" else ""
         raise ConfigError(
@@ -120,12 +190,13 @@ def parse_codec(name: str) -> CodecSpec:
         ) from None
     for option in options:
         key, _, value = option.partition("=")
-        if key not in _KEYS[kind]:
+        keys = _KEYS.get(kind, {})
+        if key not in keys:
             raise ConfigError(
-                f"codec '{name}' has no key '{key}'{did_you_mean(key, _KEYS[kind])}; '{kind}' takes"
-                f" {', '.join(_KEYS[kind]) or 'none'}"
+                f"codec '{name}' has no key '{key}'{did_you_mean(key, keys)}; '{kind}' takes"
+                f" {', '.join(keys) or 'none'}"
             )
-        field, parse = _KEYS[kind][key]
+        field, parse = keys[key]
         try:
             given[field] = parse(value)
         except ValueError as caught:

@@ -20,13 +20,15 @@ stored activations, so the plan chooses the depth.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from typing import Literal, NamedTuple, get_args
+from collections.abc import Callable, Sequence
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import AfterValidator
 
 from wantrain.errors import PlanError, did_you_mean
 
 Kind = Literal["F", "B", "R", "S"]
-ScheduleKind = Literal["gpipe", "1f1b"]
+SCHEDULES = ("gpipe", "1f1b")
 
 KIND_NAMES: dict[str, str] = {"F": "forward", "B": "backward", "R": "reduce", "S": "step"}
 
@@ -46,8 +48,52 @@ Schedule = tuple[tuple[Action, ...], ...]
 """The ordered actions of each stage's rank, in one replica."""
 
 
+MakeSchedule = Callable[[int, int], Sequence[str]]
+"""From numbers of stages and microbatches to each stage's order, a text of F and B; both go by microbatch."""
+
+_OWN: dict[str, MakeSchedule] = {}
+
+
+def register_schedule(name: str, make: MakeSchedule) -> None:
+    """Make a schedule known by name, for plans and run files that are read in this process from here on.
+
+    `make` is given the numbers of stages and of microbatches, and returns for each stage its order as a text:
+    "FFBFBB" is 0 and 1 forward, 0 backward, 2 forward, 1 and 2 backward. Depth is the schedule's own affair then, and
+    `max_in_flight` follows from it. Registering a name again replaces it; raises PlanError for one of wantrain's own.
+    """
+    if name in SCHEDULES or not name.isidentifier():
+        raise PlanError(f"a schedule can't be called '{name}'; choose another name, of letters, digits and '_'")
+    _OWN[name] = make
+
+
+def unregister_schedule(name: str) -> None:
+    """Forget a registered schedule."""
+    del _OWN[name]
+
+
+def is_own(name: str) -> bool:
+    """Say whether a schedule was registered, so that its depth is its own affair."""
+    return name in _OWN
+
+
+def _known(name: str) -> str:
+    known = (*SCHEDULES, *_OWN)
+    if name not in known:
+        raise ValueError(
+            f"unknown schedule '{name}'{did_you_mean(name, known)}; expected one of {', '.join(known)},"
+            " or one that this process has registered"
+        )
+    return name
+
+
+ScheduleKind = Annotated[str, AfterValidator(_known)]
+"""The name of a schedule."""
+
+
 def default_in_flight(kind: ScheduleKind, num_stages: int, num_microbatches: int) -> tuple[int, ...]:
     """Return how many microbatches each stage holds at once when nothing else is asked."""
+    if is_own(kind):
+        return tuple(map(peak_in_flight, _own_schedule(kind, num_stages, num_microbatches)))
     if kind == "gpipe":
         return (num_microbatches,) * num_stages
     return tuple(min(num_microbatches, num_stages - stage) for stage in range(num_stages))
@@ -61,12 +107,16 @@ def make_schedule(
     `max_in_flight` bounds, stage by stage, the microbatches whose forward is done and whose backward is not; later
     stages may not run further ahead than earlier ones, or they would wait for what never comes.
     """
-    if kind not in get_args(ScheduleKind):
-        raise PlanError(f"unknown schedule '{kind}'{did_you_mean(kind, get_args(ScheduleKind))}")
+    try:
+        _known(kind)
+    except ValueError as caught:
+        raise PlanError(str(caught)) from None
     if num_microbatches < 1 or num_stages < 1:
         raise PlanError(
             f"a schedule needs a stage and a microbatch (got {num_stages} stages, {num_microbatches} microbatches)"
         )
+    if is_own(kind):
+        return _own_schedule(kind, num_stages, num_microbatches)
     if kind == "gpipe":
         depths = [num_microbatches] * num_stages
     else:
@@ -75,6 +125,51 @@ def make_schedule(
     return tuple(
         _rank_actions(stage, num_microbatches, min(depth, num_microbatches)) for stage, depth in enumerate(depths)
     )
+
+
+def _own_schedule(name: str, num_stages: int, num_microbatches: int) -> Schedule:
+    """Return a registered schedule's actions; raise PlanError where it leaves something out or waits for ever."""
+    orders = list(_OWN[name](num_stages, num_microbatches))
+    if len(orders) != num_stages:
+        raise PlanError(f"schedule '{name}' has {len(orders)} stages (expected {num_stages}); return a text for each")
+    for stage, order in enumerate(orders):
+        if sorted(order) != sorted("FB" * num_microbatches):
+            raise PlanError(
+                f"schedule '{name}' has {order.count('F')} F and {order.count('B')} B among {len(order)} actions of"
+                f" stage {stage} (expected {num_microbatches} each and nothing else)"
+            )
+    _check_progress(name, orders)
+    return tuple(_numbered(stage, order) for stage, order in enumerate(orders))
+
+
+def _check_progress(name: str, orders: Sequence[str]) -> None:
+    """Play the orders against each other: a forward needs the stage before it, a backward the one behind it."""
+    done = [{"F": 0, "B": 0} for _ in orders]
+    last = len(orders) - 1
+
+    def can_go_on(stage: int) -> bool:
+        own = done[stage]
+        at = own["F"] + own["B"]
+        if at == len(orders[stage]):
+            return False
+        if orders[stage][at] == "F":
+            return stage == 0 or done[stage - 1]["F"] > own["F"]
+        return own["F"] > own["B"] and (stage == last or done[stage + 1]["B"] > own["B"])
+
+    while any(sum(own.values()) < len(order) for own, order in zip(done, orders, strict=True)):
+        ready = [stage for stage in range(len(orders)) if can_go_on(stage)]
+        if not ready:
+            at = {stage: order[: sum(done[stage].values()) + 1] for stage, order in enumerate(orders)}
+            raise PlanError(f"schedule '{name}' can't go on: all stages wait for others (after {at}); mend the order")
+        for stage in ready:
+            done[stage][orders[stage][sum(done[stage].values())]] += 1
+
+
+def _numbered(stage: int, order: str) -> tuple[Action, ...]:
+    kinds: tuple[Kind, Kind] = ("F", "B")
+    counts = {kind: itertools.count() for kind in kinds}
+    actions = [Action(stage, kind, next(counts[kind])) for sign in order for kind in kinds if kind == sign]
+    return (*actions, Action(stage, "R"), Action(stage, "S"))
 
 
 def _check_depths(depths: Sequence[int], num_stages: int) -> None:

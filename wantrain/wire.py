@@ -20,7 +20,7 @@ from typing import Self
 
 import xxhash
 
-from wantrain.codec_spec import CodecSpec, parse_codec
+from wantrain.codec_spec import CodecSpec, own_codec, own_kind, parse_codec
 from wantrain.errors import ChannelError, ConfigError
 
 HEADER_BYTES = 64
@@ -70,6 +70,9 @@ def payload_bytes(codec_name: str, shape: tuple[int, ...], num_first: int = 0, b
 def body_bytes(spec: CodecSpec, shape: tuple[int, ...], num_first: int = 0, bits: int | None = None) -> int:
     """Return the size of a body; see `payload_bytes`."""
     bits = spec.bits if bits is None else bits
+    own = own_codec(spec.kind)
+    if own is not None:
+        return own.body_bytes(shape, bits)
     if spec.kind == "raw":
         return math.prod(shape) * spec.bits // 8
     if spec.kind == "cocktail":
@@ -138,7 +141,7 @@ class Header:
         return _FIELDS.pack(
             _MAGIC,
             VERSION,
-            CODEC_NUMBERS[self.codec],
+            _codec_number(self.codec),
             self.bits,
             DTYPE_NUMBERS[self.dtype],
             len(self.shape),
@@ -155,6 +158,11 @@ class Header:
         return xxhash.xxh3_64_intdigest(body, seed=xxhash.xxh3_64_intdigest(self._pack_fields()))
 
 
+def _codec_number(family: str) -> int:
+    own = own_codec(family)
+    return CODEC_NUMBERS[family] if own is None else own.number
+
+
 def unpack_header(data: memoryview) -> Header:
     """Read the header of a payload; raise ChannelError that names the first thing that is not as it must be."""
     if len(data) < HEADER_BYTES:
@@ -164,7 +172,7 @@ def unpack_header(data: memoryview) -> Header:
         raise ChannelError(f"payload doesn't start as one (got {magic!r}, expected {_MAGIC!r})")
     if version != VERSION:
         raise ChannelError(f"payload has version {version} (expected {VERSION}); run one wantrain on all workers")
-    name = _CODEC_NAMES.get(codec)
+    name = _CODEC_NAMES.get(codec) or own_kind(codec)
     if name is None or dtype not in _DTYPE_NAMES or rank > MAX_DIMS:
         raise ChannelError(f"payload header was damaged (codec {codec}, dtype {dtype}, {rank} dimensions)")
     *shape, sequence, num_body_bytes, first = rest

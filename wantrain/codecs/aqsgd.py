@@ -55,9 +55,8 @@ class AqsgdCodec(Codec):
     """One end of a boundary that remembers; `buffer` is this end's own."""
 
     def __init__(self, spec: CodecSpec, buffer: MessageBuffer, stream: int = 0, seed: int = 0) -> None:
-        super().__init__(spec, stream)
+        super().__init__(spec, stream, seed)
         self.buffer = buffer
-        self._seed = seed
         self._first = parse_codec(spec.first)
         self._agreed: dict[int, int] = {}
         """Number of visits of each coming sample that both ends hold alike."""
@@ -218,4 +217,4 @@ class AqsgdCodec(Codec):
 
     def _key(self, sample_id: int | None, num_visits: int) -> int:
         """Return the key of what is random in a visit: it depends on nothing that another plan would change."""
-        return key_of(self._seed, self.stream, -1 if sample_id is None else sample_id, num_visits)
+        return key_of(self.seed, self.stream, -1 if sample_id is None else sample_id, num_visits)

@@ -51,8 +51,7 @@ class CocktailCodec(Codec):
     """Random mask, then the greatest, then few bits. What is not sent arrives as zero."""
 
     def __init__(self, spec: CodecSpec, stream: int = 0, seed: int = 0) -> None:
-        super().__init__(spec, stream)
-        self._seed = seed
+        super().__init__(spec, stream, seed)
         self._stride = round(1 / spec.mask)
 
     def _write_body(self, tensor: Tensor, sample_ids: Sequence[int], first: int, body: Tensor) -> None:
@@ -68,7 +67,7 @@ class CocktailCodec(Codec):
             body[: bitmap.numel()] = bitmap
             body[bitmap.numel() : bitmap_bytes] = 0
             masked = masked[torch.from_numpy(np.flatnonzero(is_kept))]
-        body[bitmap_bytes:] = quantize(self.spec, masked, self.bits, key_of(self._seed, self.stream, moment))
+        body[bitmap_bytes:] = quantize(self.spec, masked, self.bits, key_of(self.seed, self.stream, moment))
 
     def _read_body(self, header: wire.Header, body: Tensor, sample_ids: Sequence[int]) -> Tensor:
         num_values = math.prod(header.shape)
@@ -78,7 +77,7 @@ class CocktailCodec(Codec):
         if bitmap_bytes:
             bits = np.unpackbits(body[:bitmap_bytes].numpy(), count=places.numel(), bitorder="little")
             places = places[torch.from_numpy(np.flatnonzero(bits))]
-        key, dtype = key_of(self._seed, self.stream, moment), DTYPES[header.dtype]
+        key, dtype = key_of(self.seed, self.stream, moment), DTYPES[header.dtype]
         kept = dequantize(self.spec, body[bitmap_bytes:], (places.numel(),), dtype, header.bits, key)
         return torch.zeros(num_values, dtype=dtype).scatter_(0, places, kept).view(header.shape)
 
@@ -89,7 +88,7 @@ class CocktailCodec(Codec):
         """Return the masked places, one in each `stride` consecutive ones, int64 in order."""
         turn, tensor = moment >> _TURN_SHIFT, moment & (1 << _TURN_SHIFT) - 1
         num_blocks = -(-num_values // self._stride)
-        turns = _first_turns(self._seed, self._stride, num_blocks, tensor) + turn % self._stride
+        turns = _first_turns(self.seed, self._stride, num_blocks, tensor) + turn % self._stride
         turns -= self._stride * (turns >= self._stride)
         if num_blocks:
             turns[-1] %= num_values - (num_blocks - 1) * self._stride

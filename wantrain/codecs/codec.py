@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from wantrain import wire
-from wantrain.codec_spec import BITS, CodecSpec, parse_codec
+from wantrain.codec_spec import CodecSpec, bits_of, own_codec, parse_codec
 from wantrain.errors import ChannelError, CodecError
 from wantrain_kernels import warm_up
 
@@ -41,11 +41,17 @@ class Loss(NamedTuple):
 
 
 class Codec(ABC):
-    """One end of one direction between two workers. Not for use by two threads at once."""
+    """One end of one direction between two workers. Not for use by two threads at once.
 
-    def __init__(self, spec: CodecSpec, stream: int = 0) -> None:
+    A codec writes and reads the body of a payload (`_write_body`, `_read_body`); header, order and checks are done
+    here. What it keeps between payloads is its own affair; what both ends must know alike goes through `view`.
+    """
+
+    def __init__(self, spec: CodecSpec, stream: int = 0, seed: int = 0) -> None:
         self.spec = spec
         self.stream = stream
+        self.seed = seed
+        """Keys what is random, the same at both ends."""
         self.bits = spec.bits
         """Of the payloads to come; more than the spec's once the ends have agreed on more."""
         self.wanted_bits = spec.bits
@@ -128,8 +134,9 @@ class Codec(ABC):
                 f"the other end looks at other samples (its view has {len(other)} bytes, not {len(own)})"
             )
         agreed = max(*_VIEW_HEAD.unpack_from(own), *_VIEW_HEAD.unpack_from(other))
-        if agreed != self.spec.bits and agreed not in BITS:
-            raise ChannelError(f"the other end wants {agreed} bits (expected one of {', '.join(map(str, BITS))})")
+        known = bits_of(self.spec.kind)
+        if agreed != self.spec.bits and agreed not in known:
+            raise ChannelError(f"the other end wants {agreed} bits (expected one of {', '.join(map(str, known))})")
         self.bits = self.wanted_bits = agreed
 
     def _check(self, payload: Payload, sample_ids: Sequence[int]) -> wire.Header:
@@ -200,5 +207,7 @@ def make_codec(name: str, stream: int = 0, *, seed: int = 0) -> Codec:
         "hadamard": QuantizedCodec,
         "cocktail": CocktailCodec,
     }
-    assert spec.kind in kinds, f"'{name}' needs a message buffer"
-    return kinds[spec.kind](spec, stream, seed)
+    own = own_codec(spec.kind)
+    make = kinds.get(spec.kind) if own is None else own.make
+    assert make is not None, f"'{name}' needs a message buffer"
+    return make(spec, stream, seed)

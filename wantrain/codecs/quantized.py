@@ -27,12 +27,8 @@ _MEASURED_VALUES = 1 << 16
 class QuantizedCodec(Codec):
     """`quantized` and `hadamard`."""
 
-    def __init__(self, spec: CodecSpec, stream: int = 0, seed: int = 0) -> None:
-        super().__init__(spec, stream)
-        self._seed = seed
-
     def _key(self, sequence: int, sample_ids: Sequence[int]) -> int:
-        return key_of(self._seed, self.stream, sequence if self.moment is None else self.moment, *sample_ids)
+        return key_of(self.seed, self.stream, sequence if self.moment is None else self.moment, *sample_ids)
 
     def _write_body(self, tensor: Tensor, sample_ids: Sequence[int], first: int, body: Tensor) -> None:
         made = quantize(self.spec, tensor, self.bits, self._key(self._num_encoded, sample_ids))

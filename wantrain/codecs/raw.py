@@ -20,9 +20,6 @@ from wantrain_kernels import reference
 class RawCodec(Codec):
     """Casts to the dtype in its name, and back to the tensor's own."""
 
-    def __init__(self, spec: CodecSpec, stream: int = 0, seed: int = 0) -> None:
-        super().__init__(spec, stream)
-
     def _write_body(self, tensor: Tensor, sample_ids: Sequence[int], first: int, body: Tensor) -> None:
         write_raw(self.spec, tensor, body)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from wantrain.codec_spec import BITS
+from wantrain.codec_spec import bits_of
 from wantrain.codecs.codec import Codec, Loss
 
 
@@ -43,7 +43,7 @@ class Guard:
         if self._max_error is None or self.last is None or self.last.relative_error <= self._max_error:
             return
         codec = self._codec
-        more = next((bits for bits in BITS if bits > codec.wanted_bits), None)
+        more = next((bits for bits in bits_of(codec.spec.kind) if bits > codec.wanted_bits), None)
         if codec.wanted_bits == codec.bits and more is not None:
             codec.wanted_bits = more
             self._say(

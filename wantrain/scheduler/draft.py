@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from wantrain.errors import PlanError
 from wantrain.plan import BoundaryPlan, Plan, ReplicaPlan, StagePlan
-from wantrain.schedule import default_in_flight
+from wantrain.schedule import default_in_flight, is_own
 from wantrain.scheduler.lanes import Deck
 from wantrain.scheduler.network import Network
 from wantrain.scheduler.problem import Request, bucket_bytes_for
@@ -54,6 +54,9 @@ class Drafter:
             yield request.max_in_flight
             return
         base = default_in_flight(request.schedule, num_stages, most)
+        if is_own(request.schedule):
+            yield base
+            return
         wanted = [tuple(min(most, factor * depth) for depth in base) for factor in _FACTORS]
         if request.schedule == "1f1b":
             held = [tuple(map(min, depths, limit)) for depths in wanted]

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wantrain.plan import Plan
-from wantrain.schedule import ScheduleKind, make_schedule
+from wantrain.schedule import ScheduleKind, is_own, make_schedule
 from wantrain.scheduler.disturbance import Disturbance
 from wantrain.scheduler.routes import Columns, Floats, Ints, Lanes, lane_columns, number_lanes, way_columns
 from wantrain.scheduler.script import (
@@ -146,7 +146,8 @@ def _replica_actions(kind: ScheduleKind, depths: tuple[int, ...], num_microbatch
 def _actions(plan: Plan, workload: Workload, disturbance: Disturbance) -> tuple[Ints, Columns]:
     """Return how many actions each rank has, and all of them."""
     depths = tuple(stage.max_in_flight for stage in plan.stages)
-    replicas = [_replica_actions(plan.schedule, depths, one.num_microbatches) for one in plan.replicas]
+    actions_of = _replica_actions.__wrapped__ if is_own(plan.schedule) else _replica_actions  # own ones may change
+    replicas = [actions_of(plan.schedule, depths, one.num_microbatches) for one in plan.replicas]
     counts, kinds, microbatches = (np.concatenate(part) for part in zip(*replicas, strict=True))
     slow = np.array([disturbance.slow.get(name, 1.0) for name in plan.workers])
     idle = (0.0,) * plan.world_size

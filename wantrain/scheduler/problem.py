@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from wantrain.codec_spec import parse_codec
 from wantrain.plan import DEFAULT_BUCKET_BYTES
 from wantrain.profile import ModelProfile
-from wantrain.schedule import ScheduleKind
+from wantrain.schedule import ScheduleKind, default_in_flight, is_own
 from wantrain.scheduler.cost_model import ADAMW_STATES, OPTIMIZER_FLOPS_PER_PARAMETER
 from wantrain.scheduler.network import Network
 from wantrain.wire import payload_bytes, transport_for
@@ -158,9 +158,12 @@ def make_problem(
     """Return the problem of one shape; lanes are dealt in `units` of so many microbatches."""
     layers, size = request.profile.layers, request.profile.microbatch_size
     num_microbatches = units * per_unit
-    asked = request.max_in_flight or (num_microbatches,) * num_stages
+    fixed = request.max_in_flight
+    if is_own(request.schedule):
+        fixed = default_in_flight(request.schedule, num_stages, -(-units // num_replicas) * per_unit)
+    asked = fixed or (num_microbatches,) * num_stages
     every = -(-units // num_replicas) * per_unit if request.schedule == "gpipe" else 1
-    least = request.max_in_flight or (every,) * num_stages
+    least = fixed or (every,) * num_stages
     bucket_bytes = bucket_bytes_for(request, num_stages, num_replicas)
     feedback = num_replicas > 1 and parse_codec(request.gradient_codec).has_feedback
     remembers = num_stages > 1 and parse_codec(request.forward_codec).remembers

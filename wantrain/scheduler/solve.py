@@ -361,7 +361,7 @@ def _check_depths(request: Request, num_stages: int | None) -> None:
     asked = request.max_in_flight
     if asked is None:
         return
-    if request.schedule == "gpipe" or len(asked) != (num_stages or len(asked)) or not asked or min(asked) < 1:
+    if request.schedule != "1f1b" or len(asked) != (num_stages or len(asked)) or not asked or min(asked) < 1:
         raise PlanError(
             f"max_in_flight is {num_stages or len(asked)} numbers above zero, for schedule 1f1b"
             f" (got {list(asked)} for {request.schedule}); leave it out to have it chosen"

@@ -22,6 +22,9 @@ from pathlib import Path
 import pytest
 
 from harness import ProcessorTime
+from tests.watched import watched
+
+__all__ = ["watched"]
 
 _MOST_WORKERS = 8
 """Chosen: each takes a GB at times, and the tests that run alone leave more of them with nothing to do."""

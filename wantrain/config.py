@@ -6,6 +6,7 @@
     [parallel]    topology, stages × replicas, schedule, codecs
     [checkpoint]  how often, how many
     [buffers]     what message buffers may take
+    [watch]       who else is told how it goes
 
 Every field has a default but the ones that make the run what it is.
 """
@@ -170,6 +171,46 @@ class BufferConfig(Fact):
         return parse_bytes(self.device)
 
 
+class TensorBoardConfig(Fact):
+    """Event files for TensorBoard, one folder for each worker."""
+
+    folder: str | None = None
+    """Where; null is `tensorboard` in the run directory."""
+
+
+class WandbConfig(Fact):
+    """A run at Weights & Biases, or in a folder that `wandb sync` sends there later."""
+
+    project: str = "wantrain"
+    """Where W&B lists the run."""
+    entity: str | None = None
+    """The account or team; null is W&B's own default."""
+    mode: Literal["online", "offline"] = "online"
+    """offline: nothing is sent; `wandb sync` does so later."""
+    all_ranks: bool = False
+    """A run for every worker, in one group; else rank 0's alone, which has the job's loss and its own links."""
+
+
+class PrometheusConfig(Fact):
+    """An endpoint on every worker for Prometheus to scrape."""
+
+    port: int = Field(default=9464, ge=0, le=65535)
+    """Rank r listens on port + r; 0 takes whichever is free."""
+    address: str = "127.0.0.1"
+    """Whom it listens to: "0.0.0.0" for a Prometheus on another machine."""
+
+
+class WatchConfig(Fact):
+    """Who is told how the run goes, beside the run directory. A table, even an empty one, turns it on."""
+
+    tensorboard: TensorBoardConfig | None = None
+    """Event files for TensorBoard; a table [watch.tensorboard] turns it on."""
+    wandb: WandbConfig | None = None
+    """A run at Weights & Biases; a table [watch.wandb] turns it on."""
+    prometheus: PrometheusConfig | None = None
+    """An endpoint on every worker; a table [watch.prometheus] turns it on."""
+
+
 class RunConfig(Fact):
     """A whole run file."""
 
@@ -181,6 +222,7 @@ class RunConfig(Fact):
     parallel: ParallelConfig = ParallelConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     buffers: BufferConfig = BufferConfig()
+    watch: WatchConfig = WatchConfig()
 
     @model_validator(mode="after")
     def _lanes_fit(self) -> Self:

@@ -99,7 +99,7 @@ def resolved(values: Mapping[str, Any]) -> str:
 def _lines(
     keys: Sequence[Key], values: Mapping[str, Any], chosen: Mapping[str, Any], above: str, *, has_comments: bool
 ) -> Iterator[str]:
-    for key in keys:
+    for key in sorted(keys, key=lambda key: isinstance(values.get(key.name), Mapping)):  # TOML: tables come last
         if key.name not in values:
             continue
         value, doc = values[key.name], _comment(key.doc) if has_comments else []

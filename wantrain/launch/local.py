@@ -50,6 +50,7 @@ from wantrain.training.job import (
     write_run_directory,
     write_summary,
 )
+from wantrain.training.watch import check_reach, check_sinks
 from wantrain.trigram import trigram_loss
 
 _POLL_S = 0.25
@@ -89,6 +90,7 @@ def prepare(args: argparse.Namespace) -> RunDirectory:
         raise ConfigError("--rate-tolerance judges the emulated network; it can't go with --no-emulation")
     config = load_config(args.config, args.data, args.topology, args.set)
     run = RunDirectory(args.run_dir or f"runs/{config.name}-{datetime.now():%Y%m%d-%H%M%S}")
+    check_sinks(config.watch)
     job = resolve(config, args.plan)
     if args.resume:
         if not run.config.exists():
@@ -96,6 +98,7 @@ def prepare(args: argparse.Namespace) -> RunDirectory:
     elif run.path.exists() and any(run.path.iterdir()):
         raise ConfigError(f"{run.path} is not empty; give another directory with --run-dir, or go on with --resume")
     if not args.no_emulation:
+        check_reach(config.watch)
         reason = why_no_sandbox()
         if reason is not None:
             raise EmulationError(reason)

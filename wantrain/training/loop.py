@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import NoReturn
@@ -35,10 +35,11 @@ from wantrain.run_directory import LinkTraffic, RunDirectory, StepRecord, Valida
 from wantrain.topology import Topology
 from wantrain.training.device import open_device
 from wantrain.training.job import Job, judged, load_config, open_data, resolve, write_run_directory, write_summary
-from wantrain.training.metrics import MetricsWriter, announce
+from wantrain.training.metrics import MetricsSink, RunFacts, RunLines, announce
 from wantrain.training.quantized_adam import QuantizedAdam
 from wantrain.training.run_checkpoints import RunCheckpoints
-from wantrain.training.trainer import Batch, StepResult, Trainer
+from wantrain.training.trainer import Batch, Trainer
+from wantrain.training.watch import Watch, check_sinks, make_sinks
 
 _SECOND_REQUEST_S = 3.0
 """Chosen: in a terminal Ctrl-C reaches the worker and torchrun, which at once sends it on; a later one is another."""
@@ -62,6 +63,7 @@ def learning_rate(training: TrainingConfig, step: int) -> float:
 def run(args: argparse.Namespace) -> int:
     """Carry out `wantrain train` in one process of a job."""
     config = load_config(args.config, args.data, args.topology, args.set)
+    check_sinks(config.watch)
     job = resolve(config, args.plan)
     run_directory = RunDirectory(args.run_dir or f"runs/{config.name}")
     worker = args.worker or own_worker(job.plan, job.topology)
@@ -71,7 +73,8 @@ def run(args: argparse.Namespace) -> int:
     set_up_process(config.training.threads)
     try:
         with _session(job, worker, args.dilation, run_directory) as trainer:
-            train(trainer, job, run_directory, is_resumed, _StopRequests(run_directory, trainer.rank))
+            stop_requested = _StopRequests(run_directory, trainer.rank)
+            train(trainer, job, run_directory, is_resumed, stop_requested, make_sinks(config.watch))
     except (WantrainError, KeyboardInterrupt) as caught:
         _die(caught)
     return 0
@@ -242,41 +245,58 @@ def train(
     run_directory: RunDirectory,
     is_resumed: bool,
     stop_requested: Callable[[], bool] = lambda: False,
+    sinks: Sequence[MetricsSink] = (),
 ) -> None:
-    """Train to the last step, or to the one after which somebody asked to stop."""
+    """Train to the last step, or to the one after which somebody asked to stop; `sinks` are told how it goes."""
     config = job.config
     tokens, samples, held_out = open_data(config)
     held_out = judged(held_out, job.plan)
     trainer.agree("the plan", job.plan.model_dump_json(exclude={"prediction"}))
     trainer.agree("the training text", tokens.digest)
-    trainer.agree("the run file", config.model_dump_json(exclude={"data": {"source"}}))
+    trainer.agree("the run file", config.model_dump_json(exclude={"data": {"source"}, "watch": True}))
     training = config.training
     checkpoints = RunCheckpoints(trainer, config, run_directory)
     first = checkpoints.resume() if is_resumed else 0
     if trainer.rank == 0:
         run_directory.stop.unlink(missing_ok=True)  # an earlier run's
     lanes = Lanes(len(samples), training.num_lanes, training.seed)
-    metrics = MetricsWriter(run_directory, trainer.rank, first)
-    for step in range(first, training.steps):
-        trainer.stop_requested = stop_requested()
-        trainer.set_learning_rate(learning_rate(training, step))
-        batch = replica_batch(trainer, samples, lanes.draw(step, training.batch_size))
-        result = trainer.step(batch, _own_samples(trainer, lanes.draw(step + 1, training.batch_size)))
-        metrics.write(_record(trainer, job, result, step, run_directory.network.exists()))
-        if step % training.record_every == 0:
-            metrics.write_timeline(step, trainer.recorder)
-        is_last = step + 1 == training.steps or result.stop_requested
-        if is_last or (step + 1) % config.checkpoint.every == 0:  # first: who was asked to stop may not be waited for
-            checkpoints.save(step + 1)
-        if is_last or (training.validate_every and (step + 1) % training.validate_every == 0):
-            loss = validate(trainer, held_out)
-            metrics.write(ValidationRecord(step=step, validation_loss=loss))
-            if trainer.rank == 0:
-                write_summary(run_directory, validation_loss=loss, steps=step + 1, interrupted=result.stop_requested)
-        if result.stop_requested:
-            said = f"stopped after step {step + 1} of {training.steps}; go on with --resume"
-            announce(run_directory, trainer.rank, said)
-            return
+    facts = _facts(trainer, job, run_directory, first)
+    with Watch(facts, sinks, RunLines(run_directory.path)) as watch:
+        for step in range(first, training.steps):
+            trainer.stop_requested = stop_requested()
+            trainer.set_learning_rate(learning_rate(training, step))
+            batch = replica_batch(trainer, samples, lanes.draw(step, training.batch_size))
+            result = trainer.step(batch, _own_samples(trainer, lanes.draw(step + 1, training.batch_size)))
+            watch.step(_record(trainer, job, run_directory.network.exists()))
+            if step % training.record_every == 0:
+                watch.timeline(step, trainer.recorder)
+            is_last = step + 1 == training.steps or result.stop_requested
+            if is_last or (step + 1) % config.checkpoint.every == 0:  # first: who was asked to stop may not be awaited
+                checkpoints.save(step + 1)
+            if is_last or (training.validate_every and (step + 1) % training.validate_every == 0):
+                loss = validate(trainer, held_out)
+                watch.validation(ValidationRecord(step=step, validation_loss=loss))
+                if trainer.rank == 0:
+                    write_summary(
+                        run_directory, validation_loss=loss, steps=step + 1, interrupted=result.stop_requested
+                    )
+            if result.stop_requested:
+                if trainer.rank == 0:
+                    watch.note(f"stopped after step {step + 1} of {training.steps}; go on with --resume")
+                return
+
+
+def _facts(trainer: Trainer, job: Job, run_directory: RunDirectory, first_step: int) -> RunFacts:
+    """Return what sinks are told before the first step."""
+    return RunFacts(
+        run_directory.path.resolve().name,
+        trainer.rank,
+        job.plan,
+        first_step=first_step,
+        folder=run_directory.path,
+        config=job.config.model_dump(mode="json"),
+        address=job.topology.worker(job.plan.workers[trainer.rank]).address,
+    )
 
 
 def replica_batch(trainer: Trainer, samples: Samples, drawn: list[list[int]]) -> Batch:
@@ -315,18 +335,6 @@ def _link_use(trainer: Trainer, topology: Topology, is_emulated: bool) -> dict[s
     return used
 
 
-def _record(trainer: Trainer, job: Job, result: StepResult, step: int, is_emulated: bool) -> StepRecord:
-    recorder, training = trainer.recorder, job.config.training
-    return StepRecord(
-        step=step,
-        loss=result.loss,
-        grad_norm=result.grad_norm,
-        learning_rate=learning_rate(training, step),
-        tokens=training.batch_size * job.config.model.seq_len,
-        step_s=trainer.step_s,
-        compute_s=recorder.seconds("forward", "backward"),
-        waited_s=recorder.waited_s(),
-        sent=_link_use(trainer, job.topology, is_emulated),
-        finished_at=time.time(),
-        codecs=trainer.connections.codecs.losses(),
-    )
+def _record(trainer: Trainer, job: Job, is_emulated: bool) -> StepRecord:
+    tokens = job.config.training.batch_size * job.config.model.seq_len
+    return trainer.record(tokens).model_copy(update={"sent": _link_use(trainer, job.topology, is_emulated)})

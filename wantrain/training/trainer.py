@@ -27,8 +27,10 @@ from wantrain.pipeline.gradients import GradientBuckets, alignment_of
 from wantrain.pipeline.recorder import Recorder
 from wantrain.pipeline.stage import DilatedStage, LossFunction, Stage, TorchStage, slowed
 from wantrain.plan import Plan
-from wantrain.run_directory import LinkTraffic
+from wantrain.run_directory import LinkTraffic, StepRecord
+from wantrain.training.metrics import MetricsSink, RunFacts
 from wantrain.training.quantized_adam import QuantizedAdam
+from wantrain.training.watch import Watch
 
 _NUM_AGREED = 2
 """What ranks tell each other beside gradient norms: whether to stop, and their part of the loss."""
@@ -75,6 +77,7 @@ class Trainer:
         layers_are_dilated: bool = False,
         membership: Membership | None = None,
         codec_settings: CodecSettings = DEFAULT_SETTINGS,
+        sinks: Sequence[MetricsSink] = (),
     ) -> None:
         """Join the job that torchrun started as the plan's `worker` and connect to the neighbours.
 
@@ -84,6 +87,7 @@ class Trainer:
         On a network slowed by `dilation` layers and optimizer are slowed too, unless they are already
         (`layers_are_dilated`).
         `address` is this host's, as the others reach it (default: the one that leads to MASTER_ADDR).
+        `sinks` are told of every step (`training/metrics.py`); `trainer.watch` tells them of validations too.
         Raises PlanError where plan and job don't fit, ChannelError where a peer doesn't come.
         """
         self.plan, self.clip_norm, self.timeout_s, self._device = plan, clip_norm, timeout_s, device
@@ -124,6 +128,7 @@ class Trainer:
         is_slowed = dilation != 1 and not layers_are_dilated
         self._slowed = partial(slowed, dilation if is_slowed else 1.0, torch.device(device).type == "cuda")
         self._executor = self._make_executor(DilatedStage(stage, dilation) if is_slowed else stage)
+        self.watch = Watch(RunFacts(plan.model, self.rank, plan, address=address), sinks)
 
     def _set_up_gradients(self, tied: Sequence[nn.Parameter]) -> None:
         """Lay out the buckets; a parameter that both ends of the pipeline hold gets one of its own."""
@@ -176,7 +181,25 @@ class Trainer:
         self._executor.play(self._microbatches(batch), self.step_number, upcoming)
         self.step_number += 1
         self.step_s = self.recorder.elapsed_s
+        if self.watch.is_asked:
+            self.watch.step(self.record(self.plan.batch_size * batch.inputs[0].numel()))
         return self._result
+
+    def record(self, tokens: int) -> StepRecord:
+        """Return what the step that has just ended was like; `tokens` is what the whole job trained on in it."""
+        return StepRecord(
+            step=self.step_number - 1,
+            loss=self._result.loss,
+            grad_norm=self._result.grad_norm,
+            learning_rate=self.optimizer.param_groups[0]["lr"],
+            tokens=tokens,
+            step_s=self.step_s,
+            compute_s=self.recorder.seconds("forward", "backward"),
+            waited_s=self.recorder.waited_s(),
+            sent=self.traffic(),
+            finished_at=time.time(),
+            codecs=self.connections.codecs.losses(),
+        )
 
     def evaluate(self, batch: Batch) -> float:
         """Return the mean loss of samples that this replica's ranks all hold, without training on them."""
@@ -189,7 +212,8 @@ class Trainer:
         return total / count
 
     def close(self) -> None:
-        """Leave the job by agreement with all other ranks."""
+        """Close the sinks, and leave the job by agreement with all other ranks."""
+        self.watch.close()
         self.connections.close(self.timeout_s)
         self.membership.leave(self.timeout_s)
 

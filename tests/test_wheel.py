@@ -87,6 +87,7 @@ def test_the_wheel_finds_its_configurations(elsewhere: Path, tmp_path: Path) -> 
     assert "predicted" in plan
     dry = run([elsewhere / "wantrain", "emulate", "two_sites", "--dry-run"], tmp_path)
     assert "ip netns add a-0" in dry
+    assert list(elsewhere.parent.glob("lib/*/site-packages/wantrain/configs/grafana/wantrain.json"))
 
 
 def test_the_wheel_has_the_benchmarks_and_not_their_results(elsewhere: Path, tmp_path: Path) -> None:

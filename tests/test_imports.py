@@ -47,6 +47,7 @@ FLOORS: list[dict[str, str]] = [
         "configuring": "",
         "profiling": "",
         "doctor": "",
+        "watching": "launch report",
     },
     {"cli": "", "__main__": "cli", "completion": "cli"},
 ]
@@ -54,7 +55,7 @@ FLOORS: list[dict[str, str]] = [
 
 TORCHLESS = (
     *("errors", "units", *FLOORS[1], "scheduler", "netem", "probe", "tokenizer"),
-    *("cli", "completion", "doctor", "__main__"),
+    *("cli", "completion", "doctor", "watching", "__main__"),
 )
 
 MODULES = sorted(

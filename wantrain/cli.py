@@ -233,6 +233,16 @@ def _generate_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _report_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a run directory")
+    parser.add_argument("--trace", metavar="FILE", help="write what was measured as a trace for Perfetto instead")
+    parser.add_argument("--step", type=int, metavar="N", help="with --trace: only this recorded step")
+
+
+def _top_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="a run directory, of a run that goes on or has ended")
+    parser.add_argument("--once", action="store_true", help="print one frame and end")
+    parser.add_argument("--every", type=_seconds, default=1.0, metavar="S", help="seconds between frames (default: 1)")
+    parser.add_argument("--json", action="store_true", help="print frames as JSON, one a line")
+    parser.add_argument("--picture", metavar="FILE", help="write one frame as a picture (.svg) instead")
 
 
 def _bench_arguments(parser: argparse.ArgumentParser) -> None:
@@ -319,6 +329,12 @@ SUBCOMMANDS = (
         "wantrain.launch.local:run",
     ),
     Subcommand("generate", "print text from what was trained", _generate_arguments, "wantrain.training.sample:run"),
+    Subcommand(
+        "top",
+        "show a run in the terminal: loss, workers, links, who waits for whom",
+        _top_arguments,
+        "wantrain.watching.top:run",
+    ),
     Subcommand("report", "write a run's HTML page", _report_arguments, "wantrain.report.page:run"),
     Subcommand(
         "bench",

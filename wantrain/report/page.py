@@ -6,10 +6,12 @@ import argparse
 from html import escape
 from pathlib import Path
 
+from wantrain.errors import ConfigError
 from wantrain.fact import write_text
 from wantrain.report import sections
 from wantrain.report.css import CSS
 from wantrain.report.headline import about, headline
+from wantrain.report.perfetto import save_run_trace
 from wantrain.report.read import RunData, read_run
 from wantrain.run_directory import RunDirectory
 
@@ -55,5 +57,12 @@ def write_report(run: RunDirectory) -> Path:
 
 def run(args: argparse.Namespace) -> int:
     """Carry out `wantrain report`."""
-    print(write_report(RunDirectory(args.run)))
+    run = RunDirectory(args.run)
+    if args.trace is not None:
+        save_run_trace(run, read_run(run).workers, args.trace, args.step)
+        print(args.trace)
+        return 0
+    if args.step is not None:
+        raise ConfigError("--step chooses a step for --trace; give both")
+    print(write_report(run))
     return 0

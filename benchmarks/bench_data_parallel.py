@@ -14,6 +14,7 @@ each; a step is the median of its runs' steps without the first two.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from bench_planning import Entry, measure
@@ -32,7 +33,7 @@ from wantrain.units import parse_bytes_per_s
 NAME = "data_parallel"
 
 SAMPLES, MICROBATCH_SIZE = 16, 4
-"""Of a replica and step, and of a microbatch: each adds up all gradients once more, which takes a processor."""
+"""Of a replica and step, unless said otherwise, and of a microbatch, which adds up all gradients once more."""
 
 ERROR_FEEDBACK = "error_feedback:quantized:4"
 
@@ -76,13 +77,20 @@ def entries_of(part: str, args: argparse.Namespace) -> list[Entry]:
     for name in systems:
         forward, backward, gradients = CODECS.get(name, CODECS["wantrain raw"])
         plan = make_plan(
-            topology, profile, batch_size=SAMPLES * replicas, num_stages=stages, num_replicas=replicas,
+            topology, profile, batch_size=args.samples * replicas, num_stages=stages, num_replicas=replicas,
             forward_codec=forward, backward_codec=backward, gradient_codec=gradients,
         )  # fmt: skip
         peer = name if name in HOOKS else None
         job = EmulatedJob(plan, topology, profile, shape, args.steps, args.dilation, peer=peer)
         entries.append(Entry(name, job, []))
     return entries
+
+
+def record_of(part: str, work: argparse.Namespace, entries: Sequence[Entry]) -> dict[str, Any]:
+    """Return what is kept of a table."""
+    asked = {key: getattr(work, key) for key in ("model", "uplink", "latency_ms", "samples", "dilation")}
+    shape = {"stages": work.stages, "replicas": work.replicas, "emulated": "compute and network"}
+    return {"benchmark": part} | asked | shape | {"entries": [one.as_json() for one in entries]}
 
 
 def main() -> None:
@@ -94,6 +102,7 @@ def main() -> None:
     )
     parser.add_argument("--latency-ms", type=float, default=1.0, help="one way, between any two (default: %(default)s)")
     parser.add_argument("--dilation", type=float, help="slow all down, in place of the table's own")
+    parser.add_argument("--samples", type=int, default=SAMPLES, help="of a replica and step (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=5, help="of a run (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=1, help="runs of each system (default: %(default)s)")
     parser.add_argument("--save", action="store_true", help="keep the results")
@@ -102,6 +111,8 @@ def main() -> None:
         parser.error("a dilation below 1 can't be emulated, and at least one run of each must count")
     if args.steps < 3:
         parser.error("the first two steps don't count; give at least three")
+    if args.samples < 1 or args.samples % MICROBATCH_SIZE:
+        parser.error(f"samples go in microbatches of {MICROBATCH_SIZE}; give a multiple of that")
     given = {key: value for key, value in vars(args).items() if value is not None}
     works = {
         part: argparse.Namespace(**(PARTS[part]._asdict() | given)) for part in ([args.only] if args.only else PARTS)
@@ -115,14 +126,7 @@ def main() -> None:
         for entry in entries[1:]:
             print(f"{entry.name:<32} {first / entry.measured_s:.2f}× the speed of {entries[0].name}")
         if args.save:
-            said: dict[str, Any] = {
-                "benchmark": part,
-                "model": work.model,
-                "uplink": work.uplink,
-                "latency_ms": work.latency_ms,
-            }
-            said |= {"emulated": "compute and network", "dilation": work.dilation, "stages": work.stages}
-            append_result(NAME, said | {"replicas": work.replicas, "entries": [one.as_json() for one in entries]})
+            append_result(NAME, record_of(part, work, entries))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import math
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -230,17 +231,32 @@ def measure_steps(args: argparse.Namespace, console: Console) -> None:
     bench_network.sweep(network, [System.parse(name) for name in names], console, kept_in=NAME)
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Return the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def experiment_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what `make_experiment` asks for."""
     parser.add_argument("--data", default="stdlib", help="a text file or folder (default: Python's own library)")
-    parser.add_argument("--model", default="gpt_10m", help="whose layers the stages share (default: %(default)s)")
-    parser.add_argument("--stages", type=int, default=6, help="of its pipeline (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--samples", type=int, default=800, help="of training text; some epochs go over them")
+    parser.add_argument("--model", default="gpt_10m", help="what is trained (default: %(default)s)")
+    parser.add_argument("--steps", type=_steps, default=200)
+    parser.add_argument("--samples", type=_samples, default=800, help="of training text; some epochs go over them")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--validation-samples", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
+
+
+def _at_least(least: int, text: str) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"expected a whole number, at least {least} (got {text!r})")
+    return int(text)
+
+
+_steps = partial(_at_least, POINTS)
+_samples = partial(_at_least, BATCH_SIZE)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    experiment_arguments(parser)
+    parser.add_argument("--stages", type=int, default=6, help="of its pipeline (default: %(default)s)")
     parser.add_argument(
         "--uplinks", type=text_of(parse_bytes_per_s), default=UPLINKS, help="comma separated (default: %(default)s)"
     )
@@ -254,8 +270,8 @@ def make_parser() -> argparse.ArgumentParser:
 def main() -> None:
     parser = make_parser()
     args = parser.parse_args()
-    if min(args.steps // POINTS, args.samples // BATCH_SIZE, args.validation_samples, args.stages) < 1:
-        parser.error(f"at least {POINTS} steps, {BATCH_SIZE} samples, and one each to validate and to hold layers")
+    if min(args.validation_samples, args.stages) < 1:
+        parser.error("at least one sample to validate, and one stage to hold layers")
     torch.set_num_threads(1)
     if not args.table and args.only != "steps":
         experiment = make_experiment(args)

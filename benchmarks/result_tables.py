@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import bench_hooks
 import bench_time_to_loss
 from bench_convergence import table as convergence_table
 from bench_prediction import stored_runs
@@ -137,7 +138,8 @@ def data_parallel_rows(records: list[Record]) -> Iterator[str]:
             if last["stages"] > 1
             else f"{last['replicas']} whole models"
         )
-        yield f"{shape} of {last['model']} at {last['uplink']}, 16 samples a replica, seconds a step:\n"
+        samples = f"{last.get('samples', 16)} samples a replica"
+        yield f"{shape} of {last['model']} at {last['uplink']}, {samples}, seconds a step:\n"
         yield _row(["system", "predicted", "measured", "error", "speed", "stolen"])
         yield _row(["---"] * 6)
         first = last["entries"][0]["step_s"]["median"]
@@ -162,6 +164,19 @@ def time_to_loss_rows(records: list[Record]) -> Iterator[str]:
     )
     yield from bench_time_to_loss.table(records)
     yield f"\n`wantrain bench time-to-loss` prints it{_where(last)}.\n"
+
+
+def hooks_rows(records: list[Record]) -> Iterator[str]:
+    """Yield the table of how soon DDP reaches a loss with each hook."""
+    last = [record for record in records if "experiment" in record][-1]
+    each = last["experiment"]["training"]["batch_size"] // last["replicas"]
+    yield (
+        f"{last['model']} trained from scratch on {last['experiment']['text']} by torch's DDP, {last['replicas']}"
+        f" processes with {each} samples each; seconds are those of steps measured apart, of the same shapes on the"
+        " emulated network.\n"
+    )
+    yield from bench_hooks.table(records)
+    yield f"\n`wantrain bench hooks` prints it{_where(last)}.\n"
 
 
 def slow_network_rows(records: list[Record]) -> Iterator[str]:
@@ -313,5 +328,6 @@ SECTIONS: dict[str, tuple[str, Callable[[list[Record]], Iterator[str]]]] = {
     "kernels_cpu": ("Kernels on the processor", partial(kernel_rows, "kernels-cpu")),
     "convergence": ("Losses", convergence_rows),
     "time_to_loss": ("How soon a loss is reached", time_to_loss_rows),
+    "hooks": ("How soon DDP reaches a loss with each hook", hooks_rows),
 }
 """By result file: the title, and what makes its table."""

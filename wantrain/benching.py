@@ -29,6 +29,7 @@ BENCHMARKS = {
     "buffer": ("bench_buffer", "what the message buffer's tiers carry"),
     "convergence": ("bench_convergence", "held-out losses with each codec, in real training"),
     "time-to-loss": ("bench_time_to_loss", "how soon a slow network reaches a loss, in real training"),
+    "hooks": ("bench_hooks", "how soon torch's DDP reaches a loss with each hook, in real training"),
     "links": ("bench_links", "what a channel carries over one link; inside 'wantrain emulate'"),
 }
 """By question: the program, and what it answers."""

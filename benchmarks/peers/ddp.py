@@ -1,7 +1,7 @@
 """torch's DistributedDataParallel on emulated layers, over gloo, with its own communication hooks and with wantrain's.
 
 Replicas of a whole model and no pipeline. Layers sleep as wantrain's do; buckets (25 MB), overlap with the last
-microbatch's backward and hooks are torch's. PowerSGD compresses from the third step on, with rank 4, in one bucket: its
+microbatch's backward and hooks are torch's. PowerSGD compresses from the third step on, in one bucket: its
 hook waits for one exchange inside another's callback, and gloo, with two threads, stands still when buckets overlap.
 """
 
@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,12 +30,13 @@ def _fp16(ddp: DistributedDataParallel) -> None:
     ddp.register_comm_hook(None, default_hooks.fp16_compress_hook)
 
 
-def _power_sgd(ddp: DistributedDataParallel) -> None:
-    ddp.register_comm_hook(PowerSGDState(None, matrix_approximation_rank=4, start_powerSGD_iter=2), powerSGD_hook)
+def _power_sgd(rank: int, ddp: DistributedDataParallel) -> None:
+    state = PowerSGDState(None, matrix_approximation_rank=rank, start_powerSGD_iter=2)
+    ddp.register_comm_hook(state, powerSGD_hook)
 
 
-def _wantrain(ddp: DistributedDataParallel) -> None:
-    ddp.register_comm_hook(wantrain_ddp.State("error_feedback:quantized:4"), wantrain_ddp.hook)
+def _wantrain(codec: str, ddp: DistributedDataParallel) -> None:
+    ddp.register_comm_hook(wantrain_ddp.State(codec), wantrain_ddp.hook)
 
 
 _ONE_BUCKET_MB = 100_000
@@ -43,9 +45,20 @@ _ONE_BUCKET_MB = 100_000
 HOOKS: dict[str, Callable[[DistributedDataParallel], None]] = {
     "torch DDP": lambda _: None,
     "torch DDP, fp16 hook": _fp16,
-    "torch DDP, PowerSGD hook": _power_sgd,
-    "torch DDP, wantrain hook": _wantrain,
+    "torch DDP, PowerSGD hook": partial(_power_sgd, 4),
+    "torch DDP, PowerSGD hook, rank 16": partial(_power_sgd, 16),
+    "torch DDP, wantrain hook": partial(_wantrain, "error_feedback:quantized:4"),
+    "torch DDP, wantrain hook, 2 bits": partial(_wantrain, "error_feedback:hadamard:2"),
 }
+"""PowerSGD's is of rank 4 where nothing is said, wantrain's of 4 bits."""
+
+
+def with_hook(name: str, model: nn.Module) -> DistributedDataParallel:
+    """Return the model in DDP, with a hook by its name."""
+    bucket_mb = _ONE_BUCKET_MB if "PowerSGD" in name else None
+    ddp = DistributedDataParallel(model, gradient_as_bucket_view=True, bucket_cap_mb=bucket_mb)
+    HOOKS[name](ddp)
+    return ddp
 
 
 def train(
@@ -60,9 +73,7 @@ def train(
     dist.init_process_group("gloo", address, rank=rank, world_size=world_size)
     for layer in layers:
         _as_matrix(layer.weight)
-    bucket_mb = _ONE_BUCKET_MB if HOOKS[name] is _power_sgd else None
-    ddp = DistributedDataParallel(nn.Sequential(*layers), gradient_as_bucket_view=True, bucket_cap_mb=bucket_mb)
-    HOOKS[name](ddp)
+    ddp = with_hook(name, nn.Sequential(*layers))
     starts = range(0, len(batch), microbatch_size)
     times = []
     for _ in range(steps):

@@ -8,7 +8,7 @@ from bench_data_parallel import PARTS, entries_of
 from bench_planning import measure
 from peers.ddp import HOOKS
 
-SMALL = argparse.Namespace(model="gpt_tiny", uplink="50 Mbit/s", latency_ms=1.0, dilation=1.0, steps=3)
+SMALL = argparse.Namespace(model="gpt_tiny", uplink="50 Mbit/s", latency_ms=1.0, dilation=1.0, steps=3, samples=16)
 
 
 @pytest.mark.parametrize("part", PARTS)

@@ -30,7 +30,7 @@ from wantrain.comm.groups import join_process_group
 from wantrain.comm.sender import REDUCE_PRIORITY, Sender
 from wantrain.errors import ChannelError
 from wantrain.plan import DEFAULT_BUCKET_BYTES
-from wantrain.wire import Transport, num_connections_for
+from wantrain.wire import Transport, transport_for
 
 _Done = Callable[[], None]
 
@@ -59,16 +59,15 @@ class State:
         """Connect to all members.
 
         `codec`: how gradients travel (`wantrain.codec_spec`). `process_group` is the model's (default: torch's own).
-        `bytes_per_s` and one-way `latency_s` say how many connections a link gets, not how fast it is. `timeout_s`: how
-        late a member may be. Raises ConfigError for a codec that can't do it or without a process group, ChannelError
-        where a member doesn't come.
+        `bytes_per_s` and one-way `latency_s` say how many connections a link gets and how much is under way on it, not
+        how fast it is. `timeout_s`: how late a member may be. Raises ConfigError for a codec that can't do it or
+        without a process group, ChannelError where a member doesn't come.
         """
         self.codec = check_gradient_codec(codec)
         self.timeout_s = timeout_s
         self._membership = join_process_group(process_group, timeout_s)
         self.world_size = self._membership.world_size
-        transport = Transport(num_connections_for(bytes_per_s, latency_s))
-        self._channels = self._open_channels(transport)
+        self._channels = self._open_channels(transport_for(bytes_per_s, latency_s))
         self._reducer = Reducer(self._membership.rank, self._channels, timeout_s, codec)
         self._residuals: dict[tuple[int, ...], Tensor] = {}
         self._step = 0

@@ -20,14 +20,12 @@ class EmulatedLayer(nn.Module):
     Adding a gradient to those of earlier microbatches is part of a backward: its time is taken from the next sleep.
     """
 
-    _output: Tensor
-
     def __init__(self, shape: tuple[int, ...], forward_s: float, backward_s: float, num_parameters: int) -> None:
         """`shape` is that of a sample's activation, in and out; the first layer takes tokens of any shape."""
         super().__init__()
         self.forward_s, self.backward_s = forward_s, backward_s
         self.weight = nn.Parameter(torch.randn(max(1, num_parameters)) * 0.02)
-        self.register_buffer("_output", torch.randn(*shape), persistent=False)
+        self._output = torch.randn(*shape)  # no buffer: torch's DDP would send it to all replicas at every step
         self._weight_grad = torch.full((1,), 1e-3).expand(self.weight.shape)  # of one value: nothing to fill or read
         self._num_runs = 0
         self._returned_s = self._adding_s = 0.0
@@ -40,7 +38,7 @@ class EmulatedLayer(nn.Module):
         """Return activations [microbatch, *shape] for as many samples as come in."""
         self._num_runs += 1
         if not inputs.is_floating_point():
-            inputs = self._output.expand(len(inputs), *self._output.shape)
+            inputs = self._output.to(inputs.device).expand(len(inputs), *self._output.shape)
         output: Tensor = _Sleep.apply(inputs, self.weight, self)  # type: ignore[no-untyped-call]
         return output
 

@@ -1,6 +1,6 @@
 # Each target does all its own set-up in .venv; see bootstrap.sh.
 .DEFAULT_GOAL := help
-.PHONY: demo test lint help
+.PHONY: demo test lint docs help
 
 CONFIG ?= demo
 
@@ -15,6 +15,10 @@ demo: ## train a small GPT over an emulated WAN of four workers in two sites
 
 test: ## run the tests
 	@bash bootstrap.sh --dev -- .venv/bin/python -m pytest -n auto $(ARGS)
+
+docs: ## build the documentation as a site, in build/site
+	@bash bootstrap.sh --dev
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
 
 lint: ## check style, types and spelling
 	@bash bootstrap.sh --dev

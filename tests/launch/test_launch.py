@@ -5,7 +5,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -41,11 +43,22 @@ every = 5
 """
 
 
+class Ending(NamedTuple):
+    """How a launch ended, and what it left: processes, losses by rank, whole checkpoints."""
+
+    status: int
+    said: str
+    processes: list[int]
+    losses: list[list[float]]
+    checkpoints: list[str]
+
+
 class Launch:
     """A folder to launch in."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._started: list[subprocess.Popen[str]] = []
         (folder / "text.txt").write_text("".join(f"{i} squared is {i * i}.\n" for i in range(2000)))
 
     def config(self, topology: str = "two_sites") -> str:
@@ -59,7 +72,15 @@ class Launch:
         pipe = subprocess.PIPE
         if "--no-emulation" not in options:
             options += ("--dilation", "2", "--rate-tolerance", "99")  # how fast the machine is, others test
-        return subprocess.Popen([*argv, *options], env=environment, stdout=pipe, stderr=pipe, text=True)
+        process = subprocess.Popen([*argv, *options], env=environment, stdout=pipe, stderr=pipe, text=True)
+        self._started.append(process)
+        return process
+
+    def close(self) -> None:
+        """End what a failed test left; a launch takes all that it started with it."""
+        for process in self._started:
+            process.kill()
+            process.communicate()
 
     def run(self, run: str, *options: str, topology: str = "two_sites") -> tuple[int, str]:
         process = self.start(run, *options, topology=topology)
@@ -76,6 +97,16 @@ class Launch:
             assert time.monotonic() < deadline, "no progress"
             time.sleep(0.1)
 
+    def ending(self, process: subprocess.Popen[str], run: str, patience_s: float) -> Ending:
+        """Wait for the end, then so long at most for the run's other processes."""
+        out, err = process.communicate(timeout=120)
+        deadline = time.monotonic() + patience_s
+        while self.processes(run) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        checkpoints = sorted(path.parent.name for path in (self.folder / run).glob("checkpoints/step-*/manifest.json"))
+        losses = [self.losses(run, rank) for rank in range(4)]
+        return Ending(process.returncode, out + err, self.processes(run), losses, checkpoints)
+
     def processes(self, run: str, word: str = "") -> list[int]:
         """Return the processes that work for a run, by their command lines."""
         found = []
@@ -90,8 +121,10 @@ class Launch:
 
 
 @pytest.fixture
-def launch(tmp_path: Path) -> Launch:
-    return Launch(tmp_path)
+def launch(tmp_path: Path) -> Iterator[Launch]:
+    launch = Launch(tmp_path)
+    yield launch
+    launch.close()
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +136,41 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
     return whole.losses("whole")
 
 
+def press_ctrl_c(_: Launch, process: subprocess.Popen[str]) -> None:
+    process.send_signal(signal.SIGINT)
+
+
+def kill_a_worker(launch: Launch, _: subprocess.Popen[str]) -> None:
+    os.kill(launch.processes("run", "wantrain train")[-1], signal.SIGKILL)
+
+
+def kill_the_launcher(_: Launch, process: subprocess.Popen[str]) -> None:
+    process.kill()
+
+
+MISFORTUNES: tuple[tuple[int, Callable[[Launch, "subprocess.Popen[str]"], None], float], ...] = (
+    (8, press_ctrl_c, 0),
+    (17, kill_a_worker, 0),
+    (27, kill_the_launcher, 10),
+)
+"""After which step, what happens, and the seconds in which all that was started may end."""
+
+
+@pytest.fixture(scope="module")
+def endings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Ending]]:
+    """One run that meets every misfortune and is resumed after each: its four endings."""
+    launch = Launch(tmp_path_factory.mktemp("unlucky"))
+    endings: list[Ending] = []
+    for step, happens, patience_s in MISFORTUNES:
+        process = launch.start("run", *["--resume"][: len(endings)])
+        launch.wait_for_step(process, "run", max(step, len(launch.losses("run")) + 2))
+        happens(launch, process)
+        endings.append(launch.ending(process, "run", patience_s))
+    endings.append(launch.ending(launch.start("run", "--resume"), "run", 0))
+    yield endings
+    launch.close()
+
+
 def test_three_networks_give_the_same_bits(launch: Launch, expected: list[float]) -> None:
     """The third is the host's own loopback, which `expected` was trained over."""
     for topology in ("two_sites", "lan"):
@@ -112,50 +180,41 @@ def test_three_networks_give_the_same_bits(launch: Launch, expected: list[float]
         assert (launch.folder / f"run-{topology}" / "report.html").exists()
 
 
+def check_resumed(before: Ending, after: Ending, expected: list[float]) -> None:
+    """Check that the next launch went on behind the last step of this one, with the losses of an undisturbed run."""
+    assert len(before.losses[0]) < len(after.losses[0])
+    assert after.losses[0] == expected[: len(after.losses[0])]
+
+
+def test_ctrl_c_ends_after_an_agreed_step_with_a_checkpoint(endings: list[Ending], expected: list[float]) -> None:
+    interrupted, resumed, *_ = endings
+    assert interrupted.status == 130, interrupted.said
+    counts = {len(losses) for losses in interrupted.losses}
+    assert len(counts) == 1
+    assert interrupted.checkpoints[-1] == f"step-{counts.pop():08d}"
+    check_resumed(interrupted, resumed, expected)
+
+
 def test_a_killed_worker_ends_the_run_in_one_line_and_resume_gives_the_same_losses(
-    launch: Launch, expected: list[float]
+    endings: list[Ending], expected: list[float]
 ) -> None:
-    process = launch.start("run")
-    launch.wait_for_step(process, "run", 12)
-    os.kill(launch.processes("run", "wantrain train")[-1], signal.SIGKILL)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 1
-    assert "Traceback" not in said
-    assert [line for line in said.splitlines() if line.startswith("wantrain: worker '")]
-    assert launch.processes("run") == []
-    status, said = launch.run("run", "--resume")
-    assert status == 0, said
-    assert launch.losses("run") == expected
+    _, killed, resumed, _ = endings
+    assert killed.status == 1
+    assert "Traceback" not in killed.said
+    assert [line for line in killed.said.splitlines() if line.startswith("wantrain: worker '")]
+    assert killed.processes == []
+    check_resumed(killed, resumed, expected)
 
 
 def test_killing_the_launcher_leaves_nothing_and_resume_gives_the_same_losses(
-    launch: Launch, expected: list[float]
+    endings: list[Ending], expected: list[float]
 ) -> None:
-    process = launch.start("run")
-    launch.wait_for_step(process, "run", 17)
-    process.kill()
-    process.communicate()
-    deadline = time.monotonic() + 10
-    while launch.processes("run") and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert launch.processes("run") == []
-    status, said = launch.run("run", "--resume")
-    assert status == 0, said
-    assert launch.losses("run") == expected
-
-
-def test_ctrl_c_ends_after_an_agreed_step_with_a_checkpoint(launch: Launch, expected: list[float]) -> None:
-    process = launch.start("run")
-    launch.wait_for_step(process, "run", 8)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 130, said
-    counts = {len(launch.losses("run", rank)) for rank in range(4)}
-    assert len(counts) == 1
-    assert (launch.folder / "run" / "checkpoints" / f"step-{counts.pop():08d}" / "manifest.json").exists()
-    status, said = launch.run("run", "--resume")
-    assert status == 0, said
-    assert launch.losses("run") == expected
+    *_, killed, resumed = endings
+    assert killed.status == -signal.SIGKILL
+    assert killed.processes == []
+    assert resumed.status == 0, resumed.said
+    assert resumed.losses[0] == expected
+    check_resumed(killed, resumed, expected)
 
 
 def test_values_said_on_the_command_line_hold_inside_and_when_resumed(launch: Launch) -> None:

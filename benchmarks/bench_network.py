@@ -10,8 +10,9 @@ overlapped and unlimited memory, for that system's payloads.
     wantrain bench network --uplinks "500 Mbit/s" --systems "torch 1F1B,raw,aqsgd:3/quantized:6" --microbatches 32
 
 Systems: torch 1F1B, torch GPipe, torch zero bubble, DeepSpeed; of wantrain raw, raw fp16, quantized, aqsgd, or any
-FORWARD/BACKWARD codecs. Every step is kept when it ends: a sweep that was killed goes on where it stopped, and steps
-that the results hold are not measured again (`--again` does). A page with pictures, network.html, is written beside.
+FORWARD/BACKWARD codecs; wantrain's codecs inside torch's stages, "torch 1F1B + aqsgd" and the like. Every step is kept
+when it ends: a sweep that was killed goes on where it stopped, and steps that the results hold are not measured again
+(`--again` does). A page with pictures, network.html, is written beside.
 """
 
 from __future__ import annotations

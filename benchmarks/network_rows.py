@@ -104,7 +104,7 @@ def reference(rows: Sequence[Row], row: Row) -> Row | None:
 
 def best_peer_s(rows: Sequence[Row], row: Row) -> float | None:
     """Return the step of the fastest other program in the same setting."""
-    return min((one.step_s for one in rows if one.setting == row.setting and not one.system.is_own), default=None)
+    return min((one.step_s for one in rows if one.setting == row.setting and one.system.is_peer), default=None)
 
 
 HEAD = (

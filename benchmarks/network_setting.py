@@ -35,23 +35,50 @@ OWN = {
 }
 """Short names of wantrain with a codec for activations and one for their gradients."""
 
+_WITH = " + "
+"""Between another's schedule and the codecs in it."""
+
 _XL_SIX_LAYERS_S = 0.031
 
 
 @dataclass(frozen=True)
 class System:
-    """Who pipelines: another's program by its name, or wantrain with a codec each way."""
+    """Who pipelines: another's program by its name, wantrain with a codec each way, or torch with wantrain's codecs."""
 
     name: str
     forward: str = "raw:fp32"
     backward: str = "raw:fp32"
     is_own: bool = False
 
+    @property
+    def is_peer(self) -> bool:
+        """Whether all of it is another's."""
+        return self.name in PEERS
+
+    @property
+    def is_coded(self) -> bool:
+        """Whether it is another's schedule with wantrain's codecs in it."""
+        return _WITH in self.name
+
+    @property
+    def schedule(self) -> str:
+        """The other's name, without codecs."""
+        return self.name.partition(_WITH)[0]
+
     @classmethod
     def parse(cls, text: str) -> System:
-        """Read a peer's name, a short name of `OWN`, auto, or FORWARD/BACKWARD; raise ConfigError for anything else."""
+        """Read a system's name; raise ConfigError for what is none.
+
+        It is a peer's, a short name of `OWN`, auto, FORWARD/BACKWARD, or "torch SCHEDULE + FORWARD/BACKWARD".
+        """
         if text in PEERS:
             return cls(text)
+        schedule, is_coded, codecs = text.partition(_WITH)
+        if is_coded and schedule.startswith("torch ") and schedule in PEERS:
+            own = cls.parse(codecs)
+            if own == AUTO or not own.is_own:
+                raise ConfigError(f"no system '{text}'; after '+' expected {', '.join(OWN)}, or FORWARD/BACKWARD")
+            return cls(f"{schedule}{_WITH}{own.forward}/{own.backward}", own.forward, own.backward)
         forward, _, backward = text.removeprefix("wantrain ").partition("/")
         if not backward:
             known = [*PEERS, *OWN, AUTO.forward]

@@ -68,7 +68,7 @@ def make_pipeline(system: System, setting: Setting, rank: int) -> Any:
         return DeepSpeedPipeline(setting, rank)
     from peers.torch_pipeline import TorchPipeline
 
-    return TorchPipeline(system.name, setting, rank)
+    return TorchPipeline(system, setting, rank)
 
 
 def take_turn(pipeline: Any, setting: Setting, group: Any) -> list[Step]:
@@ -110,9 +110,8 @@ def work(args: argparse.Namespace, setting: Setting) -> None:
                 dist.gather_object(own, worked if rank == 0 else None, group=group)
             if rank == 0:
                 print(json.dumps(_said(system.name, turn, steps, setting, worked)), flush=True)
-    for system, pipeline in pipelines.items():
-        if system.is_own:
-            pipeline.close()
+    for pipeline in pipelines.values():
+        pipeline.close()
     dist.destroy_process_group()
 
 

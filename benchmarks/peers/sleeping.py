@@ -98,14 +98,20 @@ def cheap_loss(output: Tensor, target: Tensor) -> Tensor:
 class Peer(ABC):
     """One rank of another program's pipeline over sleeping stages."""
 
-    coding_s = 0.0
-
     def __init__(self, modules: Sequence[SleepingStage], dilation: float) -> None:
         self._modules, self._dilation = modules, dilation
 
     @abstractmethod
     def step(self) -> None:
         """Play one step."""
+
+    def close(self) -> None:  # noqa: B027  most leave with the process group
+        """Part from the other ranks."""
+
+    @property
+    def coding_s(self) -> float:
+        """Seconds of the last step's encoding and decoding on this rank, as they passed."""
+        return 0.0
 
     def worked(self, begin_s: float) -> list[tuple[str, float, float]]:
         """Return what it did since it was last asked: begin and end, undilated, from `begin_s` on."""

@@ -51,14 +51,27 @@ def test_latency_adds_to_the_bound_once_for_each_boundary_there_and_back() -> No
 
 
 @pytest.mark.parametrize(
-    "given", ["torch 1F1B", "DeepSpeed", "raw", "auto", "aqsgd:3/quantized:6", "wantrain raw:bf16/raw:bf16"]
+    "given",
+    [
+        "torch 1F1B",
+        "torch GPipe + aqsgd",
+        "torch 1F1B + aqsgd:3/quantized:6",
+        "DeepSpeed",
+        "raw",
+        "auto",
+        "aqsgd:3/quantized:6",
+        "wantrain raw:bf16/raw:bf16",
+    ],
 )
 def test_a_system_is_read_back_from_its_own_name(given: str) -> None:
     system = System.parse(given)
     assert System.parse(system.name) == system
 
 
-@pytest.mark.parametrize("given", ["torch 1F1", "aqsgd:99/raw:fp32", "nothing/raw:fp32", "auto/raw:fp32", ""])
+@pytest.mark.parametrize(
+    "given",
+    ["torch 1F1", "torch 1F1B + auto", "DeepSpeed + raw", "aqsgd:99/raw:fp32", "nothing/raw:fp32", "auto/raw:fp32", ""],
+)
 def test_what_is_no_system_is_refused(given: str) -> None:
     with pytest.raises((WantrainError, ValueError)):
         System.parse(given)
@@ -103,6 +116,8 @@ def test_rows_are_held_against_ten_gigabit_uncompressed_and_the_best_other_progr
     assert base is not None
     assert base.step_s == 2.0
     assert best_peer_s(rows, rows[1]) == 6.6
+    coded = rows_of([record(SMALL, "torch 1F1B + aqsgd", 2.5)])
+    assert best_peer_s(rows + coded, coded[0]) == 6.6
 
 
 def test_the_page_holds_every_row_and_asks_for_nothing() -> None:

@@ -59,6 +59,29 @@ def needs_agreement(plan: Plan, boundary: int, way: str) -> bool:
     return spec.remembers or (plan.max_codec_error is not None and spec.kind != "raw")
 
 
+def make_end(
+    name: str, layer: int, way: str, side: str, settings: CodecSettings, num_buffers: int = 1,
+    device: torch.device | str = "cpu",
+) -> Codec:  # fmt: skip
+    """Return one end of a codec over the boundary before `layer`; `side` names its message buffer, where it has one.
+
+    `num_buffers` share what the settings allow. Raise PlanError where a codec that remembers lacks a sample's shape.
+    """
+    spec, seed = parse_codec(name), key_of(settings.seed, layer, WAYS.index(way))
+    if not spec.remembers:
+        return make_codec(name, seed=seed)
+    if settings.sample_shape is None:
+        raise PlanError(
+            "codecs that remember samples need to know one; say what one looks like (CodecSettings.sample_shape)"
+        )
+    buffer = MessageBuffer(
+        layer, entry_bytes_of(spec, settings.sample_shape), ram_bytes=settings.ram_bytes // num_buffers,
+        folder=settings.folder, file_bytes=settings.file_bytes // num_buffers, device=device,
+        device_bytes=settings.device_bytes // num_buffers, name=side, on_problem=settings.say,
+    )  # fmt: skip
+    return AqsgdCodec(spec, buffer, seed=seed)
+
+
 class BoundaryCodecs:
     """Makes one rank's codecs."""
 
@@ -109,20 +132,13 @@ class BoundaryCodecs:
             buffer.close()
 
     def _make(self, boundary: int, way: str, side: str) -> Codec:
-        name, layer, settings = codec_name(self._plan, boundary, way), self._layer(boundary), self._settings
-        spec, seed = parse_codec(name), key_of(settings.seed, self._layer(boundary), WAYS.index(way))
-        if not spec.remembers:
-            return make_codec(name, seed=seed)
-        if settings.sample_shape is None:
-            raise PlanError("the plan's codecs remember samples; say what one looks like (CodecSettings.sample_shape)")
-        count = self._num_buffers()
-        buffer = MessageBuffer(
-            layer, entry_bytes_of(spec, settings.sample_shape), ram_bytes=settings.ram_bytes // count,
-            folder=settings.folder, file_bytes=settings.file_bytes // count, device=self._device,
-            device_bytes=settings.device_bytes // count, name=f"{side}-{self._replica}", on_problem=settings.say,
+        codec = make_end(
+            codec_name(self._plan, boundary, way), self._layer(boundary), way, f"{side}-{self._replica}",
+            self._settings, self._num_buffers(), self._device,
         )  # fmt: skip
-        self.buffers.append(buffer)
-        return AqsgdCodec(spec, buffer, seed=seed)
+        if isinstance(codec, AqsgdCodec):
+            self.buffers.append(codec.buffer)
+        return codec
 
     def _num_buffers(self) -> int:
         """Return how many message buffers share what this rank may take."""

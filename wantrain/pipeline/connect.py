@@ -34,7 +34,7 @@ from wantrain.run_directory import LinkTraffic
 from wantrain.wire import HEADER_BYTES, Transport, payload_bytes
 
 _AGREE = "agree-"
-_AGREE_TRANSPORT = Transport(chunk_bytes=64 * 1024, num_posted=2)
+AGREE_TRANSPORT = Transport(chunk_bytes=64 * 1024, num_posted=2)
 """Nine bytes a sample and step."""
 
 _UP, _DOWN = "-up", "-down"
@@ -80,7 +80,7 @@ def lines_of(plan: Plan, rank: int, is_tied: bool = False) -> list[Line]:
             if 0 <= boundary < last:
                 add(way, peer, plan.boundaries[boundary].transports[replica], PIPELINE_PRIORITY)
                 if needs_agreement(plan, boundary, way):
-                    add(_AGREE + way, peer, _AGREE_TRANSPORT, PIPELINE_PRIORITY)
+                    add(_AGREE + way, peer, AGREE_TRANSPORT, PIPELINE_PRIORITY)
     others = [("data", other) for other in plan.data_group(stage) if other != rank]
     if is_tied and last > 0 and stage in (0, last):
         others.append(("tied", plan.rank_at(replica, last - stage)))

@@ -87,11 +87,12 @@ def make_trainer(
     model: ModelConfig = MODEL,
     seed: int = 1,
     optimizer: OptimizerFactory = _ADAMW,
+    layers: Callable[[], Any] | None = None,
     **kwargs: Any,
 ) -> Trainer:
-    """Return the trainer of one rank of the small model."""
+    """Return the trainer of one rank of the small model; `layers` makes the whole of it, if another way."""
     return Trainer(
-        lambda first, end: gpt.build_layers(model, first, end, seed),
+        layers() if layers is not None else lambda first, end: gpt.build_layers(model, first, end, seed),
         plan,
         loss=gpt.loss,
         worker=plan.workers[rank],

@@ -130,3 +130,16 @@ def test_one_figure_stands_for_all_codecs() -> None:
     """As long as an average of the four takes: 1/4 · (1/4 + 1/8 + 1/2 + 1/4) ns = 1/3.56 ns a value."""
     speed = CodecSpeed(direct_encode=4e9, direct_decode=8e9, delta_encode=2e9, delta_decode=4e9)
     assert speed.values_per_s == pytest.approx(4 / (1 / 4 + 1 / 8 + 1 / 2 + 1 / 4) * 1e9)
+
+
+def test_recomputing_keeps_inputs_alone_and_runs_forwards_once_more() -> None:
+    plain = gpt_profile(CONFIGS[1].model_copy(update={"num_layers": 3}), 2)
+    again = plain.with_recomputing()
+    ends = (0, plain.num_layers - 1)
+    for i, (before, after) in enumerate(zip(plain.layers, again.layers, strict=True)):
+        if i in ends:
+            assert after == before
+            continue
+        assert after.stored_bytes == 4 * plain.layers[i - 1].activation_elements < before.stored_bytes / 10
+        assert after.backward_bytes == before.stored_bytes
+        assert after.backward_flops == before.backward_flops + before.forward_flops

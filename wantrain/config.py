@@ -72,6 +72,9 @@ class TrainingConfig(Fact):
     """Greatest norm of the whole model's gradient; null leaves it as it is."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """bf16: autocast; weights, gradients and optimizer state stay fp32."""
+    recompute: bool = False
+    """Activation checkpointing: a layer keeps its input alone, and its backward runs its forward once more. The numbers
+    stay the same; plans count the memory saved and the time it takes."""
     seed: int = 0
     """Keys everything random: weights, draws of samples, dropout, stochastic rounding."""
     validate_every: int = Field(default=0, ge=0)

@@ -46,6 +46,13 @@ class LayerProfile(Fact):
     """Elements of its output, which cross the wire where a stage ends here."""
     stored_bytes: int = Field(ge=0)
     """What is kept between forward and backward."""
+    recomputed_bytes: int = Field(default=0, ge=0)
+    """What is made anew for the backward, and dropped with it, where activations are recomputed."""
+
+    @property
+    def backward_bytes(self) -> int:
+        """What its backward finds of its forward, kept or made anew."""
+        return self.stored_bytes + self.recomputed_bytes
 
     def forward_s(self, flops_per_s: float) -> float:
         """Return the seconds of a forward on a worker that sustains `flops_per_s`."""
@@ -103,6 +110,17 @@ class ModelProfile(Fact):
         """Return the seconds of a forward and a backward through layers [first, end) for one microbatch."""
         return sum(layer.forward_s(flops_per_s) + layer.backward_s(flops_per_s) for layer in self.layers[first:end])
 
+    def with_recomputing(self) -> Self:
+        """Return what layers cost where only their inputs are kept, and their backwards run the forward once more.
+
+        The model's first and last layers stay as they are: see `TorchStage`.
+        """
+        inner = range(1, self.num_layers - 1)
+        layers = [
+            _recomputed(layer, self.layers[i - 1]) if i in inner else layer for i, layer in enumerate(self.layers)
+        ]
+        return self.model_copy(update={"layers": tuple(layers)})
+
     def require(self, model: ModelConfig) -> None:
         """Raise ConfigError where the profile is of another model; dropout and tied weights change next to nothing."""
         own = self.model
@@ -122,6 +140,17 @@ class ModelProfile(Fact):
     def save(self, path: str | Path) -> None:
         """Write the profile as a JSON file."""
         write_text(path, self.model_dump_json(indent=2) + "\n")
+
+
+def _recomputed(layer: LayerProfile, before: LayerProfile) -> LayerProfile:
+    kept = min(layer.stored_bytes, before.activation_elements * BYTES_PER_ELEMENT)
+    return layer.model_copy(
+        update={
+            "backward_flops": layer.backward_flops + layer.forward_flops,
+            "stored_bytes": kept,
+            "recomputed_bytes": layer.stored_bytes - kept,
+        }
+    )
 
 
 def _another(what: str, got: int, expected: int) -> ConfigError:

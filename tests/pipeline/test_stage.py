@@ -42,6 +42,26 @@ def test_microbatches_in_flight_do_not_mix() -> None:
     assert torch.equal(grad, torch.full((2, 2), 6.0))
 
 
+def test_a_recomputed_layer_keeps_nothing_but_its_input() -> None:
+    torch.manual_seed(0)
+    layer = nn.Sequential(nn.Linear(4, 64), nn.Tanh(), nn.Linear(64, 2))
+    kept: dict[bool, int] = {False: 0, True: 0}
+    grads = {}
+    for is_recomputed in kept:
+        stage = TorchStage([layer], recomputed={0} if is_recomputed else ())
+
+        def pack(tensor: Tensor, is_recomputed: bool = is_recomputed) -> Tensor:
+            kept[is_recomputed] += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            stage.forward(0, torch.ones(1, 4), None)
+        grads[is_recomputed] = stage.backward(0, torch.ones(1, 2))
+    assert kept[True] <= 4 < kept[False]
+    assert grads[True] is not None
+    assert torch.equal(grads[True], grads[False])
+
+
 def test_evaluation_keeps_nothing_and_is_not_scaled() -> None:
     stage = TorchStage([nn.Identity()], loss=mean_loss, loss_scale=0.1)
     loss = stage.evaluate(torch.zeros(4), torch.full((4,), 2.0))

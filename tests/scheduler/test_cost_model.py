@@ -105,3 +105,15 @@ def test_message_buffers_take_their_budget_where_a_codec_remembers() -> None:
     for rank in range(2):
         assert memory_bytes(remembering, PROFILE, rank) - memory_bytes(without, PROFILE, rank) == 1_000_000
         assert memory_bytes(plain, PROFILE, rank) == memory_bytes(change(plain, buffer_bytes=0), PROFILE, rank)
+
+
+def test_recomputing_takes_time_and_frees_memory_but_for_the_layer_at_work() -> None:
+    again = PROFILE.with_recomputing()
+    (stage, *_) = plan_of(1, 1).stages
+    plan = change(plan_of(1, 1), stages=[stage.model_dump() | {"max_in_flight": 4}])
+    saved = sum(layer.recomputed_bytes for layer in again.layers)
+    assert memory_bytes(plan, PROFILE, 0) - memory_bytes(plan, again, 0) == 4 * saved > 0
+    plain_s, again_s = (make_workload(plan, flat_topology(1), one) for one in (PROFILE, again))
+    assert again_s.forward_s == plain_s.forward_s
+    blocks_s = sum(layer.forward_s(flat_topology(1).workers[0].flops_per_s) for layer in PROFILE.layers[1:-1])
+    assert again_s.backward_s[0] - plain_s.backward_s[0] == pytest.approx(blocks_s)

@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+from torch import nn
+from torch.distributed.pipelining import SplitPoint, pipeline
 
 from tests.jobs import MODEL, Outcome, change, joined, small_plan, train_job
+from wantrain.models import gpt
 
 
 def assert_same_bits(one: list[Outcome], other: list[Outcome]) -> None:
@@ -86,3 +89,48 @@ def test_clipping_holds_the_whole_models_norm() -> None:
     assert_same_bits(cut, alone)
     free = train_job(small_plan(1, 1), clip_norm=None)
     assert free[0].norms[0] == alone[0].norms[0] > 1e-3
+
+
+def test_recomputed_activations_change_no_bit() -> None:
+    model = MODEL.model_copy(update={"dropout": 0.2})  # what is made anew must see the masks of its own samples
+    plan = small_plan(2, 1, model=model)
+    assert_same_bits(train_job(plan, model=model, recompute=True), train_job(plan, model=model))
+
+
+@pytest.mark.parametrize("container", [nn.Sequential, nn.ModuleList])
+def test_a_model_may_be_one_module_of_layers(container: type[nn.Module]) -> None:
+    plan = small_plan(2, 1)
+
+    def whole() -> nn.Module:
+        layers = gpt.build_layers(MODEL, 0, MODEL.num_layers_total, 1)
+        return nn.ModuleList(layers) if container is nn.ModuleList else nn.Sequential(*layers)
+
+    assert_same_bits(train_job(plan, layers=whole), train_job(plan))
+
+
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"
+)  # torch.compile looks
+def test_compiled_layers_train_as_others() -> None:
+    def compiled() -> list[nn.Module]:
+        layers = gpt.build_layers(MODEL, 0, MODEL.num_layers_total, 1)
+        layers[2].compile(backend="aot_eager")
+        return layers
+
+    plan = small_plan(1, 1)
+    losses = train_job(plan, layers=compiled)[0].losses
+    assert losses == pytest.approx(train_job(plan)[0].losses, rel=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")  # torch.export's own
+def test_parts_that_torch_export_cut_train_as_the_layers_they_were() -> None:
+    def parts() -> list[nn.Module]:
+        count = MODEL.num_layers_total
+        whole = nn.Sequential(*gpt.build_layers(MODEL, 0, count, 1))
+        cuts = {str(layer): SplitPoint.BEGINNING for layer in range(1, count)}
+        tokens = torch.zeros(1, MODEL.seq_len, dtype=torch.int64)
+        pipe = pipeline(whole, mb_args=(tokens,), split_spec=cuts)
+        return [pipe.get_stage_module(index) for index in range(count)]
+
+    plan = small_plan(1, 1)
+    assert train_job(plan, layers=parts)[0].losses == train_job(plan)[0].losses

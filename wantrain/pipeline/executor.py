@@ -52,13 +52,15 @@ class Executor:
         upstream: Neighbour | None = None,
         downstream: Neighbour | None = None,
         before_forward: Callable[[Sequence[int]], None] = lambda _: None,
+        before_backward: Callable[[Sequence[int]], None] = lambda _: None,
         before_last_backward: Callable[[], None] = lambda: None,
         reduce: Callable[[], None] = lambda: None,
         step: Callable[[], None] = lambda: None,
     ) -> None:
         """Play `actions` on `stage`; `upstream` holds the layers before it, `downstream` the ones after.
 
-        `before_forward` is told which samples the next forward sees, for what depends on them (dropout).
+        `before_forward` is told which samples the next forward sees, for what depends on them (dropout);
+        `before_backward` likewise, where a backward runs forwards once more.
         `reduce` and `step` are what the actions R and S do; `before_last_backward` announces that gradients are final
         from the next backward on, so that their reduction can begin while earlier layers still compute.
         """
@@ -66,7 +68,7 @@ class Executor:
         self._stage = stage
         self._recorder = recorder
         self._upstream, self._downstream = upstream, downstream
-        self._before_forward = before_forward
+        self._before_forward, self._before_backward = before_forward, before_backward
         self._before_last_backward = before_last_backward
         self._ends = {"R": reduce, "S": step}
         self._step_number = 0
@@ -154,6 +156,7 @@ class Executor:
 
     def _backward(self, action: Action, microbatch: Microbatch) -> None:
         output_grad = None if self._downstream is None else self._downstream.inbox.take(action.microbatch)
+        self._before_backward(microbatch.sample_ids)
         with self._recorder.span("backward", action.microbatch):
             input_grad = self._stage.backward(action.microbatch, output_grad)
         if self._upstream is not None:

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 
@@ -40,7 +41,12 @@ class Stage(ABC):
 
 
 class TorchStage(Stage):
-    """Real layers. Gradients add up in `.grad` over the microbatches of a step, in the order of the backwards."""
+    """Real layers. Gradients add up in `.grad` over the microbatches of a step, in the order of the backwards.
+
+    `recomputed` layers (by their place here) keep only their input, and run their forward once more for the backward.
+    Nothing is gained so at a pipeline's ends: an embedding keeps its input alone, and what a head made is what the loss
+    keeps.
+    """
 
     def __init__(
         self,
@@ -49,12 +55,14 @@ class TorchStage(Stage):
         loss: LossFunction | None = None,
         loss_scale: float = 1.0,
         autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+        recomputed: Container[int] = (),
     ) -> None:
         """Hold `layers`; `loss` (last stage only) gives a mean, which `loss_scale` turns into the batch's share."""
         self.layers = nn.ModuleList(layers)
         self._loss = loss
         self._loss_scale = loss_scale
         self._autocast = autocast
+        self._recomputed = recomputed
         self._held: dict[int, tuple[Tensor, Tensor]] = {}
 
     def forward(self, microbatch: int, inputs: Tensor, targets: Tensor | None) -> Tensor:
@@ -77,8 +85,9 @@ class TorchStage(Stage):
 
     def _run(self, hidden: Tensor, targets: Tensor | None) -> Tensor:
         with self._autocast():
-            for layer in self.layers:
-                hidden = layer(hidden)
+            for place, layer in enumerate(self.layers):
+                is_dropped = place in self._recomputed and torch.is_grad_enabled()
+                hidden = checkpoint(layer, hidden, use_reentrant=False) if is_dropped else layer(hidden)
             if targets is None:
                 return hidden
             assert self._loss is not None, "a stage with targets has a loss"

@@ -6,7 +6,7 @@ Memory of a rank, with w its weights in bytes, a_s the stored activations of a m
     weights + gradients                     2·w
     AdamW's two moments                     2·w
     activations                             d_s · a_s
-    a backward's gradients, at work         what the stage's largest layer has stored
+    a backward's gradients, at work         what the stage's largest layer has stored, or makes anew
     payloads to send                        d_s · f_s + d_(s-1) · b_s
     payloads received, not yet used         d_(s-1) · f_(s-1) + d_s · b_(s+1)
     staging of the channels                 window of each, both directions
@@ -140,7 +140,7 @@ def memory_terms(plan: Plan, profile: ModelProfile, rank: int) -> dict[str, int]
     stage, replica = plan.stage_of(rank), plan.replica_of(rank)
     depths = [one.max_in_flight for one in plan.stages]
     weights = _parameter_bytes(plan, profile, stage)
-    stored = [layer.stored_bytes for layer in stage_layers(plan, profile, stage)]
+    layers = stage_layers(plan, profile, stage)
     payloads = staging = 0
     for boundary in range(max(0, stage - 1), min(stage + 1, plan.num_stages - 1)):
         payloads += depths[boundary] * sum(boundary_bytes(plan, profile, boundary))
@@ -153,7 +153,8 @@ def memory_terms(plan: Plan, profile: ModelProfile, rank: int) -> dict[str, int]
         staging += _window_bytes([plan.gradient_transport] * others)  # of two lines, one that sends, one that receives
     return {
         "weights, gradients and the optimizer": states,
-        "activations": depths[stage] * sum(stored) + max(stored),
+        "activations": depths[stage] * sum(layer.stored_bytes for layer in layers)
+        + max(layer.backward_bytes for layer in layers),
         "payloads": payloads,
         "channels": staging,
         "message buffers": plan.buffer_bytes if _remembers(plan, stage) else 0,

@@ -186,7 +186,7 @@ def make_problem(
         backward_flops=_sums(layer.backward_flops for layer in layers),
         parameter_bytes=_sums(float(layer.parameter_bytes) for layer in layers),
         stored_bytes=_sums(float(layer.stored_bytes) for layer in layers),
-        largest_stored_bytes=[float(layer.stored_bytes) for layer in layers],
+        largest_stored_bytes=[float(layer.backward_bytes) for layer in layers],
         forward_bytes=_crossing(request.forward_codec, request.profile, size),
         backward_bytes=_crossing(request.backward_codec, request.profile, size),
         max_depth=list(asked),

@@ -52,10 +52,15 @@ def load_topology(given: str) -> Topology:
 
 
 def profile_of(config: RunConfig) -> ModelProfile:
-    """Return what the run file's model costs: as it was measured, or else counted.
+    """Return what the run file's model costs, as it was measured, or else counted; recomputing is part of it.
 
     Raises ConfigError where what was measured is another model, or other microbatches.
     """
+    profile = _plain_profile(config)
+    return profile.with_recomputing() if config.training.recompute else profile
+
+
+def _plain_profile(config: RunConfig) -> ModelProfile:
     size, path = config.training.microbatch_size, config.parallel.profile
     if path is None:
         return gpt_profile(config.model, size)

@@ -155,6 +155,7 @@ def _session(job: Job, worker: str, dilation: float, run_directory: RunDirectory
         worker=worker,
         clip_norm=training.clip_norm,
         autocast=partial(_autocast, training, device),
+        recompute=training.recompute,
         tied=gpt.tied_parameters,
         before_forward=lambda layers, step, samples: gpt.set_dropout_keys(layers, training.seed, step, samples),
         device=device,

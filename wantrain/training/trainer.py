@@ -36,6 +36,7 @@ _NUM_AGREED = 2
 """What ranks tell each other beside gradient norms: whether to stop, and their part of the loss."""
 
 LayerFactory = Callable[[int, int], Sequence[nn.Module]]
+Layers = Sequence[nn.Module] | nn.Sequential | nn.ModuleList | LayerFactory
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 
@@ -60,7 +61,7 @@ class Trainer:
 
     def __init__(
         self,
-        layers: Sequence[nn.Module] | LayerFactory,
+        layers: Layers,
         plan: Plan,
         *,
         loss: LossFunction,
@@ -68,6 +69,7 @@ class Trainer:
         worker: str,
         clip_norm: float | None = 1.0,
         autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+        recompute: bool = False,
         tied: Callable[[Sequence[nn.Module]], Sequence[nn.Parameter]] = lambda _: (),
         before_forward: Callable[[Sequence[nn.Module], int, Sequence[int]], None] = lambda *_: None,
         device: torch.device | str = "cpu",
@@ -81,9 +83,11 @@ class Trainer:
     ) -> None:
         """Join the job that torchrun started as the plan's `worker` and connect to the neighbours.
 
-        `layers` is the whole model as a list, of which the rank keeps its own, or a function of (first, end) that
-        builds only those. `tied` names, among a rank's layers, a parameter that the first and the last stage share;
-        `before_forward` is given the layers, the step and the samples of the next forward (dropout needs them).
+        `layers` is the whole model as a list (or nn.Sequential, nn.ModuleList), of which the rank keeps its own, or a
+        function of (first, end) that builds only those. With `recompute` layers keep only their inputs (activation
+        checkpointing); the plan is then made from `profile.with_recomputing()`. `tied` names, among a rank's layers, a
+        parameter that the first and the last stage share; `before_forward` is given the layers, the step and the
+        samples of the next forward (dropout needs them).
         On a network slowed by `dilation` layers and optimizer are slowed too, unless they are already
         (`layers_are_dilated`).
         `address` is this host's, as the others reach it (default: the one that leads to MASTER_ADDR).
@@ -97,9 +101,7 @@ class Trainer:
         self.rank = self.membership.rank
         self.stage_index, self.replica = plan.stage_of(self.rank), plan.replica_of(self.rank)
         span = plan.stages[self.stage_index]
-        own = (
-            layers(span.first_layer, span.end_layer) if callable(layers) else layers[span.first_layer : span.end_layer]
-        )
+        own = _own_layers(layers, span.first_layer, span.end_layer)
         self.layers = dict(zip(range(span.first_layer, span.end_layer), own, strict=True))
         self.recorder = Recorder(self.rank, dilation)
         self.connections = Connections.open(
@@ -124,7 +126,12 @@ class Trainer:
         self._before_forward = before_forward
         self._set_up_gradients(tied(own))
         self.optimizer = optimizer(self.parameters)
-        stage = TorchStage(own, loss=loss, loss_scale=plan.microbatch_size / plan.batch_size, autocast=autocast)
+        ends = {0, plan.num_layers - 1}
+        self._recomputed = {i - span.first_layer for i in self.layers if i not in ends} if recompute else set()
+        stage = TorchStage(
+            own, loss=loss, loss_scale=plan.microbatch_size / plan.batch_size, autocast=autocast,
+            recomputed=self._recomputed,
+        )  # fmt: skip
         is_slowed = dilation != 1 and not layers_are_dilated
         self._slowed = partial(slowed, dilation if is_slowed else 1.0, torch.device(device).type == "cuda")
         self._executor = self._make_executor(DilatedStage(stage, dilation) if is_slowed else stage)
@@ -152,13 +159,17 @@ class Trainer:
             buckets.zero(self._sharing.make_share if self._sharing is not None else None, is_plain)
 
     def _make_executor(self, stage: Stage) -> Executor:
+        def prepare(samples: Sequence[int]) -> None:
+            self._before_forward(list(self._modules), self.step_number, samples)
+
         return Executor(
             self.plan.actions(self.replica)[self.stage_index],
             stage,
             self.recorder,
             upstream=self.connections.upstream,
             downstream=self.connections.downstream,
-            before_forward=lambda samples: self._before_forward(list(self._modules), self.step_number, samples),
+            before_forward=prepare,
+            before_backward=prepare if self._recomputed else lambda _: None,
             before_last_backward=self._arm,
             reduce=self._reduce,
             step=self._agree_and_update,
@@ -298,3 +309,12 @@ class Trainer:
         for parameter in self.parameters:
             assert parameter.grad is not None
             parameter.grad.mul_(self.clip_norm / grad_norm)
+
+
+def _own_layers(layers: Layers, first: int, end: int) -> list[nn.Module]:
+    """Return a rank's layers; an nn.Sequential is the list of its modules, though it can be called."""
+    if isinstance(layers, nn.Sequential | nn.ModuleList) or not callable(layers):
+        if len(layers) < end:
+            raise PlanError(f"the plan has {end} layers or more (the model has {len(layers)}); plan for this model")
+        return list(layers)[first:end]
+    return list(layers(first, end))

@@ -18,7 +18,7 @@ test: ## run the tests
 
 docs: ## build the documentation as a site, in build/site
 	@bash bootstrap.sh --dev
-	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
 
 lint: ## check style, types and spelling
 	@bash bootstrap.sh --dev

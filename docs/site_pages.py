@@ -32,6 +32,8 @@ ROOMS = {
 }
 """The main modules of each room."""
 
+_LINK = re.compile(r"(?<!!)\[([^]]+)\]\(([^)#:\s]+)(#[^)]*)?\)")
+
 
 def on_files(files: Files, config: Any) -> Files:
     """Add the pages that are not files of this folder."""
@@ -43,19 +45,18 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Turn links that hold in the repository into links that hold on the site."""
+    """Turn links that hold in the repository into links that hold on the site; of what it lacks the name stays."""
     target = page.file.src_uri
-    source = next((name for name, moved in ELSEWHERE.items() if moved == target), f"docs/{target}")
-    link = re.compile(r"\]\(([^)#:]+\.md)(#[^)]*)?\)")
-    return link.sub(lambda found: f"]({_moved(found[1], source)}{found[2] or ''})", markdown)
+    folder = posixpath.dirname(next((name for name, moved in ELSEWHERE.items() if moved == target), f"docs/{target}"))
 
+    def on_site(found: re.Match[str]) -> str:
+        text, link, anchor = found[1], found[2], found[3] or ""
+        path = posixpath.normpath(posixpath.join(folder, link))
+        if path in ELSEWHERE or path.startswith("docs/"):
+            return f"[{text}]({ELSEWHERE.get(path, path.removeprefix('docs/'))}{anchor})"
+        return text if (ROOT / path).exists() else found[0]
 
-def _moved(link: str, source: str) -> str:
-    """Return where a link from a file of the repository leads on the site; no page lies in a folder but references."""
-    if source.startswith("docs/reference/"):
-        return link
-    path = posixpath.normpath(posixpath.join(posixpath.dirname(source), link))
-    return ELSEWHERE.get(path, path.removeprefix("docs/"))
+    return markdown if target.startswith("reference/") else _LINK.sub(on_site, markdown)
 
 
 def reference_pages() -> dict[str, str]:

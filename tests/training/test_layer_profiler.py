@@ -59,6 +59,7 @@ def test_the_optimizer_is_measured_too(measured: LayerMeasurement) -> None:
     assert measured.profile.optimizer_flops_per_parameter > 0
 
 
+@pytest.mark.alone
 def test_what_a_stage_takes_is_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """A block that sleeps 20 ms forward is measured as one that does."""
     monkeypatch.setattr(layer_profiler, "_ENOUGH_S", 0.0)

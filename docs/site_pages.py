@@ -26,7 +26,10 @@ ROOMS = {
     "codecs": ("codecs.codec", "codecs.aqsgd", "codecs.error_feedback", "codecs.message_buffer"),
     "comm": ("comm.channel", "comm.torch_channel", "comm.loopback", "comm.allreduce", "comm.sender"),
     "pipeline": ("pipeline.executor", "pipeline.stage", "pipeline.boundary", "pipeline.guard"),
-    "training": ("training.trainer", "training.checkpoint", "training.quantized_adam", "models.gpt", "data"),
+    "training": (
+        *("training.trainer", "training.metrics", "training.checkpoint", "training.quantized_adam"),
+        *("models.gpt", "data"),
+    ),
     "netem": ("netem.emulate", "netem.check", "netem.commands"),
     "errors": ("errors", "units", "fact", "run_directory"),
 }

@@ -143,6 +143,17 @@ def _launch_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _rate_tolerance_argument(parser)
     parser.add_argument("--inside", metavar="DIR", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--engine", choices=("local", "ray"), default="local", help="who starts the workers (default: this host)"
+    )
+    ray = parser.add_argument_group("with --engine ray, on a host that is part of the cluster")
+    ray.add_argument("--address", metavar="A", help="the cluster's HOST:PORT (default: the one this host is part of)")
+    ray.add_argument("--measure", metavar="FILE", help="measure the nodes' links first, and write the topology to FILE")
+    ray.add_argument("--node-wait", type=_seconds, metavar="S", help="wait so long for a worker's node (default: 20)")
+    ray.add_argument("--max-restarts", type=_whole, metavar="N", help="restarts where workers are lost (default: 3)")
+    ray.add_argument(
+        "--replan", action="store_true", default=None, help="make another plan where no node takes a worker's place"
+    )
 
 
 def _plan_arguments(parser: argparse.ArgumentParser) -> None:
@@ -273,6 +284,13 @@ def _seconds(text: str) -> float:
     return value
 
 
+def _whole(text: str) -> int:
+    """Parse a number, at least zero."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number (got {text!r})")
+    return int(text)
+
+
 def _tokens(text: str) -> int:
     """Parse a number of tokens: 300000000000, 3e11."""
     value = _seconds(text)
@@ -324,9 +342,9 @@ SUBCOMMANDS = (
     ),
     Subcommand(
         "launch",
-        "run all workers of a job here, inside the emulated WAN",
+        "run all workers of a job here, inside the emulated WAN, or on a Ray cluster",
         _launch_arguments,
-        "wantrain.launch.local:run",
+        "wantrain.launch.choose:run",
     ),
     Subcommand("generate", "print text from what was trained", _generate_arguments, "wantrain.training.sample:run"),
     Subcommand(

@@ -2,6 +2,7 @@
 
 config.json          the run file as resolved, every default spelled out
 plan.json            the plan, with its prediction
+plan-until-step-00000040.json  the plan until then, where a launch made another without lost workers
 topology.toml        the topology that it was made for
 predicted.json       the simulator's timeline of one step
 network.json         the network asked and measured (emulated runs)

@@ -12,11 +12,9 @@ Where there is no terminal, a plain line every ten seconds says the same.
 
 from __future__ import annotations
 
-import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -26,6 +24,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from wantrain.launch.tail import Tail
 from wantrain.plan import Plan
 from wantrain.run_directory import RunDirectory, StepRecord
 from wantrain.units import format_time
@@ -35,39 +34,6 @@ PLAIN_EVERY_S = 10.0
 
 WINDOW = 20
 """Chosen: rates are over this many steps, so that they neither flicker nor lag."""
-
-_MARK_BYTES = 64
-
-
-class Tail:
-    """Reads a growing file of JSON lines, each line once.
-
-    A resumed run rewrites its metrics without the steps that it does again. So the last bytes read are compared at
-    every look: where they are no longer there, the file is read from its beginning and `restarted` is true.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._offset = 0
-        self._mark = b""
-        self.restarted = False
-
-    def read(self) -> list[dict[str, Any]]:
-        """Return the whole lines added since the last call; a file that isn't there yet has none."""
-        self.restarted = False
-        try:
-            with self._path.open("rb") as file:
-                file.seek(self._offset - len(self._mark))
-                if file.read(len(self._mark)) != self._mark:
-                    self.restarted, self._offset = True, 0
-                    file.seek(0)
-                added = file.read()
-        except FileNotFoundError:
-            return []
-        whole = added[: added.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        self._mark = whole[-_MARK_BYTES:] if whole or self.restarted else self._mark
-        return [json.loads(line) for line in whole.splitlines()]
 
 
 class Progress:

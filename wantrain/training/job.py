@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from wantrain.config import RunConfig
 from wantrain.data import Samples, TokenFile
@@ -76,24 +76,27 @@ def _plain_profile(config: RunConfig) -> ModelProfile:
 
 def plan_for(config: RunConfig, topology: Topology) -> Plan:
     """Make the plan that a run file asks for."""
+    return make_plan(topology, profile_of(config), **plan_choices(config, topology))
+
+
+def plan_choices(config: RunConfig, topology: Topology) -> dict[str, Any]:
+    """Return what a run file asks of its plan, as make_plan has it."""
     training, parallel = config.training, config.parallel
-    return make_plan(
-        topology,
-        profile_of(config),
-        model=config.name,
-        batch_size=training.batch_size,
-        num_lanes=training.num_lanes,
-        num_stages=parallel.num_stages,
-        num_replicas=parallel.num_replicas,
-        schedule=parallel.schedule,
-        max_in_flight=parallel.max_in_flight,
-        forward_codec=parallel.forward_codec,
-        backward_codec=parallel.backward_codec,
-        gradient_codec=parallel.gradient_codec,
-        bucket_bytes=parallel.bucket_bytes,
-        max_codec_error=parallel.max_codec_error,
-        buffer_bytes=_buffer_bytes(config, topology),
-    )
+    return {
+        "model": config.name,
+        "batch_size": training.batch_size,
+        "num_lanes": training.num_lanes,
+        "num_stages": parallel.num_stages,
+        "num_replicas": parallel.num_replicas,
+        "schedule": parallel.schedule,
+        "max_in_flight": parallel.max_in_flight,
+        "forward_codec": parallel.forward_codec,
+        "backward_codec": parallel.backward_codec,
+        "gradient_codec": parallel.gradient_codec,
+        "bucket_bytes": parallel.bucket_bytes,
+        "max_codec_error": parallel.max_codec_error,
+        "buffer_bytes": _buffer_bytes(config, topology),
+    }
 
 
 def _buffer_bytes(config: RunConfig, topology: Topology) -> int:

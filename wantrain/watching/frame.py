@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 from wantrain.errors import ConfigError
 from wantrain.fact import read_json
-from wantrain.launch.progress import WINDOW, Tail
+from wantrain.launch.progress import WINDOW
+from wantrain.launch.tail import Tail
 from wantrain.plan import Plan
 from wantrain.report.read import LinkUse, RankTime, RunData, link_uses, rank_times
 from wantrain.run_directory import RunDirectory, StepRecord

@@ -30,7 +30,8 @@ def test_every_key_stands_in_it_with_its_comment_and_its_default(tmp_path: Path)
     path = tmp_path / "own.toml"
     assert cli.main(["init", str(path)]) == 0
     text = path.read_text(encoding="utf-8")
-    for key in (inner for table in run_file_keys() for inner in table.keys):
+    values = load_config("demo").model_dump()
+    for key in (inner for table in run_file_keys() for inner in table.keys if inner.name in values[table.name]):
         assert key.doc.split(" ", 1)[0] in text
     whole = "\n".join(line.removeprefix("# ") if " = " in line else line for line in text.splitlines())
     values = tomllib.loads("\n".join(line for line in whole.splitlines() if not line.startswith("# ")))

@@ -20,6 +20,7 @@ FLOORS: list[dict[str, str]] = [
         (
             *("fact", "model_config", "topology", "profile", "schedule", "plan", "timeline", "wire", "config"),
             *("run_directory", "resources", "codec_spec", "device_speed", "overrides", "run_file"),
+            *("hf_shape", "hf_model", "hf_profile"),
         ),
         "",
     ),

@@ -239,7 +239,11 @@ def _generate_arguments(parser: argparse.ArgumentParser) -> None:
         "--top-k", type=_count, default=40, metavar="K", help="draw among the K likeliest (default: 40)"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N")
-    parser.add_argument("--export", metavar="FILE", help="write the whole model as one safetensors file instead")
+    parser.add_argument(
+        "--export",
+        metavar="PATH",
+        help="write the whole model instead: one safetensors file, or for a Hugging Face model its folder",
+    )
 
 
 def _report_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,6 +1,6 @@
 """The run file: what is trained, on what, how, and what is kept of it.
 
-    [model]       the GPT's shape (ModelConfig), or file = "configs/models/….toml"
+    [model]       the GPT's shape (ModelConfig), or file = "configs/models/….toml", or hf = a Hugging Face model
     [data]        where the text comes from
     [training]    steps, batch, optimizer
     [parallel]    topology, stages × replicas, schedule, codecs
@@ -15,12 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from wantrain.errors import ConfigError
-from wantrain.fact import Fact, read_json, read_toml
+from wantrain.fact import Fact, class_tag, read_json, read_toml
+from wantrain.hf_model import HuggingFaceModel, find_file, resolve_source
 from wantrain.model_config import ModelConfig
 from wantrain.overrides import split_override, with_nulls, with_overrides
 from wantrain.plan import DEFAULT_BUCKET_BYTES, BackwardCodec, ForwardCodec, GradientCodec
@@ -37,7 +38,7 @@ class DataConfig(Fact):
     source: str = "stdlib"
     """"stdlib" (the source text of the running Python's standard library), or the path of a file or folder."""
     tokenizer: str = "bytes"
-    """"bytes", or the path of a `tokenizers` JSON file."""
+    """"bytes", or the path of a `tokenizers` JSON file; of a Hugging Face model, if nothing is said, its own."""
     validation_fraction: float = Field(default=0.05, gt=0, lt=0.5)
     """Share of the tokens, at the end, that is held out."""
 
@@ -214,12 +215,23 @@ class WatchConfig(Fact):
     """An endpoint on every worker; a table [watch.prometheus] turns it on."""
 
 
+_GPT, _HUGGING_FACE = class_tag(ModelConfig), class_tag(HuggingFaceModel)
+
+
+def _which_model(value: Any) -> str:
+    is_hf = isinstance(value, HuggingFaceModel) or (isinstance(value, dict) and "hf" in value)
+    return _HUGGING_FACE if is_hf else _GPT
+
+
 class RunConfig(Fact):
     """A whole run file."""
 
     name: str = "run"
     """What the run is called, in its directory's name and its report."""
-    model: ModelConfig
+    model: Annotated[
+        Annotated[ModelConfig, Tag(_GPT)] | Annotated[HuggingFaceModel, Tag(_HUGGING_FACE)],
+        Discriminator(_which_model),
+    ]
     data: DataConfig = DataConfig()
     training: TrainingConfig
     parallel: ParallelConfig = ParallelConfig()
@@ -246,6 +258,7 @@ class RunConfig(Fact):
         read = read_json if str(path).endswith(".json") else read_toml
         data = with_nulls(cls, read(path, ConfigError))
         data = _overridden(cls, _with_profile(_with_model(data, Path(path)), Path(path)), overrides)
+        data = _with_hugging_face(data, Path(path))
         return cls.parse(data, ConfigError, " ".join([str(path), *(f"--set {one}" for one in overrides)]))
 
 
@@ -266,6 +279,20 @@ def _with_profile(data: dict[str, Any], path: Path) -> dict[str, Any]:
     if not isinstance(parallel, dict) or not isinstance(parallel.get("profile"), str):
         return data
     return data | {"parallel": parallel | {"profile": str((path.parent / parallel["profile"]).resolve())}}
+
+
+def _with_hugging_face(data: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Read what a Hugging Face model's folder says: its shape, and its tokenizer where the run file names none."""
+    model, text = data.get("model"), data.get("data", {})
+    if not isinstance(model, dict) or "hf" not in model:
+        return data
+    model = resolve_source(model, path.parent)
+    if isinstance(text, dict) and "tokenizer" not in text:
+        own = find_file(model["hf"], "tokenizer.json")
+        if own is None:
+            raise ConfigError(f"{path}: model '{model['hf']}' has no tokenizer.json; name one as data.tokenizer")
+        text = text | {"tokenizer": str(own)}
+    return data | {"model": model, "data": text}
 
 
 def _with_model(data: dict[str, Any], path: Path) -> dict[str, Any]:

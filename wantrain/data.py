@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from wantrain.config import DataConfig
 from wantrain.errors import ConfigError, DataError
+from wantrain.hf_model import Model
 from wantrain.model_config import ModelConfig
 from wantrain.tokenizer import Tokenizer, Tokens, load_tokenizer
 
@@ -124,19 +125,21 @@ class TokenFile:
             build_token_file(documents, tokenizer, path, config.source)
         return cls(path, config.validation_fraction)
 
-    def training(self, config: ModelConfig) -> Samples:
+    def training(self, config: Model) -> Samples:
         """Return the samples to train on; raise an error where the text doesn't suit the model."""
         return self._samples(0, self._num_training, config, "training text")
 
-    def validation(self, config: ModelConfig) -> Samples:
+    def validation(self, config: Model) -> Samples:
         """Return the held-out samples; raise an error where the text doesn't suit the model."""
         return self._samples(self._num_training, len(self.tokens), config, "held-out tail of the text")
 
-    def _samples(self, start: int, end: int, config: ModelConfig, what: str) -> Samples:
+    def _samples(self, start: int, end: int, config: Model, what: str) -> Samples:
         if self.vocab_size > config.vocab_size:
+            is_gpt = isinstance(config, ModelConfig)
+            remedy = f"set model.vocab_size = {self.vocab_size}" if is_gpt else "use the model's own tokenizer"
             raise ConfigError(
                 f"the tokenizer has more tokens than the model (got {self.vocab_size}, "
-                f"expected at most {config.vocab_size}); set model.vocab_size = {self.vocab_size}"
+                f"expected at most {config.vocab_size}); {remedy}"
             )
         if end - start <= config.seq_len:
             raise DataError(

@@ -13,8 +13,9 @@ from pydantic import BeforeValidator, Field
 from wantrain import units
 from wantrain.errors import ConfigError, did_you_mean
 from wantrain.fact import Fact, read_toml
-from wantrain.model_config import ModelConfig
-from wantrain.profile import ModelProfile, gpt_profile
+from wantrain.hf_model import Model
+from wantrain.hf_profile import counted_profile
+from wantrain.profile import ModelProfile
 from wantrain.resources import configs_folder
 
 Speed = Annotated[float, BeforeValidator(units.parse_flops_per_s)]
@@ -58,9 +59,9 @@ def shipped_devices() -> DeviceTable:
     return DeviceTable.load(configs_folder() / "profiles" / "devices.toml")
 
 
-def derived_profile(config: ModelConfig, microbatch_size: int, device: DeviceSpeed) -> ModelProfile:
+def derived_profile(config: Model, microbatch_size: int, device: DeviceSpeed) -> ModelProfile:
     """Return a model's counted profile with the speed of a device."""
-    return gpt_profile(config, microbatch_size).model_copy(
+    return counted_profile(config, microbatch_size).model_copy(
         update={
             "source": f"derived from published figures of {device.name} in {device.dtype}: {device.source}",
             "reference_flops_per_s": device.sustained_flops_per_s,

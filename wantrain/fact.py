@@ -11,9 +11,9 @@ import json
 import os
 import tempfile
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -36,7 +36,7 @@ class Fact(BaseModel):
 
 def _first_line(cls: type[BaseModel], caught: ValidationError) -> str:
     mistake = min(caught.errors(), key=lambda one: one["type"] != "extra_forbidden")  # a misspelt key explains the rest
-    place = ".".join(str(part) for part in mistake["loc"])
+    place = ".".join(str(part) for part in mistake["loc"] if not _is_tag(part))
     if mistake["type"] == "extra_forbidden":
         return f"unknown key '{place}'{did_you_mean(str(mistake['loc'][-1]), _known_keys(cls, mistake['loc'][:-1]))}"
     if mistake["type"] == "missing":
@@ -47,18 +47,35 @@ def _first_line(cls: type[BaseModel], caught: ValidationError) -> str:
     return f"{place}: {message}" if place else message
 
 
+def class_tag(cls: type[BaseModel]) -> str:
+    """Return what tells a class among those that a field may have; no key of a file looks like it."""
+    return f"<{cls.__name__}>"
+
+
+def _is_tag(part: int | str) -> bool:
+    return isinstance(part, str) and part.startswith("<")
+
+
 def _known_keys(cls: type[BaseModel], place: tuple[int | str, ...]) -> list[str]:
     """Return the keys that the fact at `place` inside `cls` knows."""
+    known = [cls]
     for part in place:
-        if isinstance(part, int):
-            continue
-        field = next((f for name, f in cls.model_fields.items() if part in (name, f.alias)), None)
-        inner = [] if field is None else [field.annotation, *getattr(field.annotation, "__args__", ())]
-        found = next((kind for kind in inner if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
-        if found is None:
+        if _is_tag(part):
+            known = [one for one in known if class_tag(one) == part]
+        elif isinstance(part, str):
+            field = next((f for name, f in known[0].model_fields.items() if part in (name, f.alias)), None)
+            known = [] if field is None else list(_facts_in(field.annotation))
+        if not known:
             return []
-        cls = found
-    return [field.alias or name for name, field in cls.model_fields.items()]
+    return [field.alias or name for name, field in known[0].model_fields.items()]
+
+
+def _facts_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yield the classes that a field's values may have, whatever is around them."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _facts_in(inner)
 
 
 def read_text(path: str | Path, error: type[UserError]) -> str:

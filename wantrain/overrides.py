@@ -99,6 +99,6 @@ def with_nulls(cls: type[Fact], data: Mapping[str, Any]) -> dict[str, Any]:
         if value == NULL and NoneType in kinds:
             read[name] = None
         elif isinstance(value, Mapping):
-            inner = next((kind for kind in kinds if issubclass(kind, Fact)), None)
-            read[name] = value if inner is None else with_nulls(inner, value)
+            for inner in (kind for kind in kinds if issubclass(kind, Fact)):
+                read[name] = with_nulls(inner, read[name])
     return read

@@ -18,10 +18,11 @@ from rich.console import Console
 
 from wantrain.codec_spec import check_activation_codec, check_gradient_codec
 from wantrain.errors import ConfigError, PlanError
+from wantrain.hf_model import Model, load_model
+from wantrain.hf_profile import counted_profile
 from wantrain.launch.torchrun import MASTER_PORT, train_argv, worker_argv
-from wantrain.model_config import ModelConfig
 from wantrain.plan import Plan
-from wantrain.profile import ModelProfile, gpt_profile
+from wantrain.profile import ModelProfile
 from wantrain.report.plan_tables import (
     PlayedPlan,
     as_json,
@@ -31,7 +32,6 @@ from wantrain.report.plan_tables import (
     totals_line,
 )
 from wantrain.report.tables import print_plan
-from wantrain.resources import find_config
 from wantrain.scheduler.advice import what_would_help
 from wantrain.scheduler.bits import Seen, fewest_bits, give_back_bits
 from wantrain.scheduler.break_even import break_even_bytes_per_s
@@ -129,13 +129,13 @@ def _refuse_ignored(args: argparse.Namespace) -> None:
             raise ConfigError(f"--replan keeps codecs and looks for short steps; it can't be had with {option}")
 
 
-def _profiled(args: argparse.Namespace) -> tuple[Callable[[int], ModelProfile], ModelConfig | None]:
+def _profiled(args: argparse.Namespace) -> tuple[Callable[[int], ModelProfile], Model | None]:
     """Return what layers cost by microbatch size, counted or measured at one size, and whose layers they are."""
     if args.profile is not None:
         measured = ModelProfile.load(args.profile)
         return lambda _: measured, measured.model
-    model = ModelConfig.load(find_config("models", args.model, ConfigError))
-    return lambda size: gpt_profile(model, size), model
+    model = load_model(args.model)
+    return lambda size: counted_profile(model, size), model
 
 
 def _search(args: argparse.Namespace, request: Request) -> Plan:

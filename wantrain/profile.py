@@ -29,6 +29,7 @@ from pydantic import Field
 
 from wantrain.errors import ConfigError
 from wantrain.fact import Fact, read_json, write_text
+from wantrain.hf_model import Model
 from wantrain.model_config import ModelConfig
 
 BYTES_PER_ELEMENT = 4
@@ -42,6 +43,9 @@ class LayerProfile(Fact):
     forward_flops: float = Field(ge=0)
     backward_flops: float = Field(ge=0)
     parameter_bytes: int = Field(ge=0)
+    """Weights that are trained."""
+    frozen_bytes: int = Field(default=0, ge=0)
+    """Weights that stay as they are: they take their own memory, but no gradient and no optimizer state."""
     activation_elements: int = Field(ge=0)
     """Elements of its output, which cross the wire where a stage ends here."""
     stored_bytes: int = Field(ge=0)
@@ -103,7 +107,7 @@ class ModelProfile(Fact):
 
     @property
     def parameter_bytes(self) -> int:
-        """Bytes of all weights."""
+        """Bytes of all weights that are trained."""
         return sum(layer.parameter_bytes for layer in self.layers)
 
     def compute_s(self, first: int, end: int, flops_per_s: float) -> float:
@@ -121,10 +125,12 @@ class ModelProfile(Fact):
         ]
         return self.model_copy(update={"layers": tuple(layers)})
 
-    def require(self, model: ModelConfig) -> None:
+    def require(self, model: Model) -> None:
         """Raise ConfigError where the profile is of another model; dropout and tied weights change next to nothing."""
         own = self.model
-        if own is None:
+        if own is not None and not isinstance(model, ModelConfig):
+            raise _another("model", "a GPT", f"'{model.hf}'")
+        if own is None or not isinstance(model, ModelConfig):
             if self.num_layers != model.num_layers_total:
                 raise _another("layers", self.num_layers, model.num_layers_total)
             return
@@ -153,7 +159,7 @@ def _recomputed(layer: LayerProfile, before: LayerProfile) -> LayerProfile:
     )
 
 
-def _another(what: str, got: int, expected: int) -> ConfigError:
+def _another(what: str, got: object, expected: object) -> ConfigError:
     return ConfigError(
         f"the profile is of another model ({what}: got {got}, expected {expected}); make one with 'wantrain profile'"
     )

@@ -21,14 +21,13 @@ from typing import TYPE_CHECKING, Any
 from wantrain.device_speed import derived_profile, shipped_devices
 from wantrain.errors import ConfigError
 from wantrain.fact import write_text
-from wantrain.model_config import ModelConfig
+from wantrain.hf_model import load_model
 from wantrain.probe.machine import free_memory_bytes, processor_name
 from wantrain.probe.measurement import Participant
 from wantrain.probe.session import Place, measure_network, worker_name
 from wantrain.probe.table import as_json, table_lines
 from wantrain.probe.topology_text import flops_text, topology_text
 from wantrain.profile import ModelProfile
-from wantrain.resources import find_config
 from wantrain.units import format_bytes, format_time, parse_flops_per_s
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("nothing to measure; give --model M, or start every worker with --links")
     if args.like is not None:
         device = shipped_devices().device(args.like)
-        profile = derived_profile(_load_model(args), args.microbatch_size, device)
+        profile = derived_profile(load_model(args.model), args.microbatch_size, device)
         lines = [*_profile_lines(profile)]
     else:
         with _progress() as progress:
@@ -60,10 +59,6 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _load_model(args: argparse.Namespace) -> ModelConfig:
-    return ModelConfig.load(find_config("models", args.model, ConfigError))
-
-
 def _measure_machine(args: argparse.Namespace, progress: Callable[[str], None]) -> LayerMeasurement:
     """Measure layers, codecs and free memory with the threads that a run would have."""
     import torch
@@ -72,7 +67,7 @@ def _measure_machine(args: argparse.Namespace, progress: Callable[[str], None]) 
     from wantrain.training.device import open_device
     from wantrain.training.layer_profiler import measure_layers
 
-    config = _load_model(args)
+    config = load_model(args.model)
     torch.set_num_threads(args.threads)
     device = open_device(args.device, *_WHOSE_DEVICE)
     memory_bytes = _free_bytes(args.device)

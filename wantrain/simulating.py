@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 from wantrain.errors import ConfigError, TopologyError, did_you_mean
 from wantrain.fact import unwritable
-from wantrain.model_config import ModelConfig
+from wantrain.hf_model import load_model
+from wantrain.hf_profile import counted_profile
 from wantrain.plan import Plan
-from wantrain.profile import ModelProfile, gpt_profile
+from wantrain.profile import ModelProfile
 from wantrain.report.perfetto import save_trace
 from wantrain.report.tables import deviation
 from wantrain.resources import find_config, shipped
@@ -78,8 +79,7 @@ def _profile(plan: Plan, args: argparse.Namespace) -> ModelProfile:
     elif args.model is None and plan.model not in shipped("models"):
         raise ConfigError(f"what the layers of '{plan.model}' cost is not known; give --model or --profile")
     else:
-        config = ModelConfig.load(find_config("models", args.model or plan.model, ConfigError))
-        profile = gpt_profile(config, plan.microbatch_size)
+        profile = counted_profile(load_model(args.model or plan.model), plan.microbatch_size)
     for what, planned, known in (
         ("layers", plan.num_layers, profile.num_layers),
         ("samples a microbatch", plan.microbatch_size, profile.microbatch_size),

@@ -76,7 +76,8 @@ class TorchStage(Stage):
 
     def backward(self, microbatch: int, output_grad: Tensor | None) -> Tensor | None:
         inputs, output = self._held.pop(microbatch)
-        torch.autograd.backward(output, output_grad)
+        if output.requires_grad:  # else nothing up to here is trained, and nobody is before it
+            torch.autograd.backward(output, output_grad)
         return inputs.grad
 
     def evaluate(self, inputs: Tensor, targets: Tensor | None) -> Tensor:

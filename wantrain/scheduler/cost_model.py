@@ -3,7 +3,7 @@
 Memory of a rank, with w its weights in bytes, a_s the stored activations of a microbatch on stage s, d_s the stage's
 `max_in_flight`, f_s and b_s the payloads that leave stage s forwards and backwards:
 
-    weights + gradients                     2·w
+    weights + gradients                     2·w, and once those that are not trained
     AdamW's two moments                     2·w
     activations                             d_s · a_s
     a backward's gradients, at work         what the stage's largest layer has stored, or makes anew
@@ -145,7 +145,7 @@ def memory_terms(plan: Plan, profile: ModelProfile, rank: int) -> dict[str, int]
     for boundary in range(max(0, stage - 1), min(stage + 1, plan.num_stages - 1)):
         payloads += depths[boundary] * sum(boundary_bytes(plan, profile, boundary))
         staging += _window_bytes([plan.boundaries[boundary].transports[replica]] * 2)
-    states = (2 + ADAMW_STATES) * weights
+    states = (2 + ADAMW_STATES) * weights + sum(layer.frozen_bytes for layer in stage_layers(plan, profile, stage))
     others = len(plan.replicas) - 1
     if others:
         payloads += 4 * min(plan.bucket_bytes, weights)

@@ -48,7 +48,8 @@ def size_stages(problem: Problem, state: State) -> None:
         largest = 0.0
         for layer in range(a, b):
             largest = max(largest, problem.largest_stored_bytes[layer])
-        state.stage_fixed[s] = problem.weight_copies * weights + largest
+        frozen = problem.frozen_bytes[b] - problem.frozen_bytes[a]
+        state.stage_fixed[s] = problem.weight_copies * weights + frozen + largest
         if problem.num_replicas > 1:
             state.stage_fixed[s] += 4 * min(problem.bucket_bytes, weights)
         slope = problem.stored_bytes[b] - problem.stored_bytes[a] + state.stage_there[s] + state.stage_back[s]

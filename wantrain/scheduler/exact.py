@@ -207,7 +207,8 @@ class _Every(NamedTuple):
         for stage in plan.stages:
             layers = self.profile.layers[stage.first_layer : stage.end_layer]
             stored = sum(layer.stored_bytes for layer in layers)
-            least.append(4 * sum(layer.parameter_bytes for layer in layers) + stage.max_in_flight * stored)
+            weights = sum(4 * layer.parameter_bytes + layer.frozen_bytes for layer in layers)
+            least.append(weights + stage.max_in_flight * stored)
         return np.asarray((np.array(self.network.memory)[rows] >= np.array(least)).all(axis=(1, 2)))
 
 

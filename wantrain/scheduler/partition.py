@@ -84,11 +84,13 @@ def _crossing_s(problem: Problem, state: State, counts: Sequence[float], s: int)
 def _needed_bytes(problem: Problem, s: int) -> Table:
     """Return the memory that stage s needs at least, by its first and end layer, as `estimate.size_stages` counts."""
     weights, stored = np.asarray(problem.parameter_bytes), np.asarray(problem.stored_bytes)
+    frozen = np.asarray(problem.frozen_bytes)
     held = weights[None, :] - weights[:, None]
     payloads = np.concatenate([[0.0], np.asarray(problem.forward_bytes) + np.asarray(problem.backward_bytes)])
     kept = stored[None, :] - stored[:, None]
     needed: Table = (
         problem.weight_copies * held
+        + (frozen[None, :] - frozen[:, None])
         + problem.least_depth[s] * kept
         + _largest_within(tuple(problem.largest_stored_bytes))
     )

@@ -42,9 +42,10 @@ class Problem(NamedTuple):
     site_up_s_per_byte: Numbers
     site_down_s_per_byte: Numbers
     forward_flops: Numbers
-    """Of all layers before each, like the next three; one more than there are layers."""
+    """Of all layers before each, like the next four; one more than there are layers."""
     backward_flops: Numbers
     parameter_bytes: Numbers
+    frozen_bytes: Numbers
     stored_bytes: Numbers
     largest_stored_bytes: Numbers
     """Of each layer."""
@@ -185,6 +186,7 @@ def make_problem(
         forward_flops=_sums(layer.forward_flops for layer in layers),
         backward_flops=_sums(layer.backward_flops for layer in layers),
         parameter_bytes=_sums(float(layer.parameter_bytes) for layer in layers),
+        frozen_bytes=_sums(float(layer.frozen_bytes) for layer in layers),
         stored_bytes=_sums(float(layer.stored_bytes) for layer in layers),
         largest_stored_bytes=[float(layer.backward_bytes) for layer in layers],
         forward_bytes=_crossing(request.forward_codec, request.profile, size),

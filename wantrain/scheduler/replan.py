@@ -73,7 +73,7 @@ def moved_bytes(old: Plan, new: Plan, profile: ModelProfile) -> int:
     """Return the bytes of weights and optimizer states that workers must fetch to go from one plan to another."""
     held = _layers_by_worker(old)
     return sum(
-        (1 + ADAMW_STATES) * profile.layers[layer].parameter_bytes
+        (1 + ADAMW_STATES) * profile.layers[layer].parameter_bytes + profile.layers[layer].frozen_bytes
         for worker, layers in _layers_by_worker(new).items()
         for layer in layers - held.get(worker, set())
     )

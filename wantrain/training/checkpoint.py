@@ -65,8 +65,10 @@ def _digest(data: bytes) -> str:
 
 
 def layer_state(layer: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Tensor]:
-    """Collect a layer's weights and what the optimizer keeps for them, by name."""
-    state = {f"{_WEIGHT}{name}": tensor.detach() for name, tensor in layer.state_dict().items()}
+    """Collect a layer's weights and what the optimizer keeps for them, by name; what isn't trained is left out."""
+    frozen = _frozen(layer)
+    kept = {name: tensor for name, tensor in layer.state_dict().items() if name not in frozen}
+    state = {f"{_WEIGHT}{name}": tensor.detach() for name, tensor in kept.items()}
     if optimizer is not None:
         for name, parameter in layer.named_parameters():
             for key, value in optimizer.state.get(parameter, {}).items():
@@ -74,13 +76,24 @@ def layer_state(layer: nn.Module, optimizer: torch.optim.Optimizer | None) -> di
     return {name: tensor.cpu().contiguous().clone() for name, tensor in state.items()}
 
 
+def _frozen(layer: nn.Module) -> set[str]:
+    """Return the names of weights that stay as they were built."""
+    return {name for name, parameter in layer.named_parameters() if not parameter.requires_grad}
+
+
+def weights_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights in what was read of a layer, by their names in the layer."""
+    return {name.removeprefix(_WEIGHT): tensor for name, tensor in state.items() if name.startswith(_WEIGHT)}
+
+
 def load_layer_state(
     layer: nn.Module, optimizer: torch.optim.Optimizer | None, state: Mapping[str, Tensor], source: str
 ) -> None:
     """Put a layer's weights and optimizer state back; raise CheckpointError where names or shapes differ."""
-    weights = {name.removeprefix(_WEIGHT): tensor for name, tensor in state.items() if name.startswith(_WEIGHT)}
+    frozen = _frozen(layer)
+    unchanged = {name: tensor for name, tensor in layer.state_dict().items() if name in frozen}
     try:
-        layer.load_state_dict(weights)
+        layer.load_state_dict(unchanged | weights_of(state))
     except RuntimeError as caught:
         first = str(caught).splitlines()[-1].strip()
         raise CheckpointError(f"{source} does not fit the model ({first}); use the run file it was made with") from None
@@ -275,9 +288,8 @@ def export(folder: str | Path, target: str | Path) -> None:
     manifest = read_manifest(folder)
     tensors = {}
     for index in range(manifest.num_layers):
-        for name, tensor in read_layer(folder, manifest, index).items():
-            if name.startswith(_WEIGHT):
-                tensors[f"layers.{index}.{name.removeprefix(_WEIGHT)}"] = tensor
+        for name, tensor in weights_of(read_layer(folder, manifest, index)).items():
+            tensors[f"layers.{index}.{name}"] = tensor
     write_file(target, save_tensors(tensors, metadata={"step": str(manifest.step), "format": "pt"}))
 
 

@@ -12,9 +12,10 @@ from wantrain.config import RunConfig
 from wantrain.data import Samples, TokenFile
 from wantrain.errors import ConfigError, DataError, PlanError, TopologyError
 from wantrain.fact import write_text
+from wantrain.hf_profile import counted_profile
 from wantrain.overrides import split_override
 from wantrain.plan import Plan
-from wantrain.profile import ModelProfile, gpt_profile
+from wantrain.profile import ModelProfile
 from wantrain.resources import find_config
 from wantrain.run_directory import RunDirectory
 from wantrain.scheduler.cost_model import predict_and_play
@@ -63,7 +64,7 @@ def profile_of(config: RunConfig) -> ModelProfile:
 def _plain_profile(config: RunConfig) -> ModelProfile:
     size, path = config.training.microbatch_size, config.parallel.profile
     if path is None:
-        return gpt_profile(config.model, size)
+        return counted_profile(config.model, size)
     profile = ModelProfile.load(path)
     profile.require(config.model)
     if profile.microbatch_size != size:

@@ -21,10 +21,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from wantrain.model_config import ModelConfig
-from wantrain.models import gpt
+from wantrain.hf_model import Model
+from wantrain.hf_profile import counted_profile
 from wantrain.pipeline.stage import TorchStage
-from wantrain.profile import LayerProfile, ModelProfile, gpt_profile
+from wantrain.profile import LayerProfile, ModelProfile
+from wantrain.training.architecture import architecture_of
 
 NUM_BLOCKS = 3
 """Chosen: enough that no block's weights stay in a cache, few enough that a large model's fit anywhere."""
@@ -60,7 +61,7 @@ class LayerMeasurement:
 
 
 def measure_layers(
-    config: ModelConfig,
+    config: Model,
     microbatch_size: int,
     *,
     device: torch.device,
@@ -69,12 +70,12 @@ def measure_layers(
     dilation: float = 1.0,
     progress: Callable[[str], None] = lambda _: None,
 ) -> LayerMeasurement:
-    """Measure a GPT's layers on a device with the threads that torch now has; raise OutOfMemoryError as torch does.
+    """Measure a model's layers on a device with the threads that torch now has; raise OutOfMemoryError as torch does.
 
     With a dilation, the pauses of a dilated job follow each pass: a processor that has rested finds its caches cold.
     """
     chain = _Chain(config, microbatch_size, device, dtype, dilation)
-    counted = gpt_profile(config, microbatch_size)
+    counted = counted_profile(config, microbatch_size)
     sizes = {kind: chain.sizes(kind) for kind in chain.kinds}
     began = time.monotonic()
     chain.run_round({kind: LayerTimes() for kind in chain.kinds})  # the first allocates; its times don't count
@@ -115,18 +116,18 @@ def _kind(layer: int, num_layers: int) -> str:
 class _Chain:
     """Embedding, blocks and head in a row, and what goes through them."""
 
-    def __init__(
-        self, config: ModelConfig, microbatch_size: int, device: torch.device, dtype: str, dilation: float
-    ) -> None:
+    def __init__(self, config: Model, microbatch_size: int, device: torch.device, dtype: str, dilation: float) -> None:
         total = config.num_layers_total
         own = [0, *range(1, 1 + min(NUM_BLOCKS, config.num_layers)), total - 1]
         self.kinds = [_kind(layer, total) for layer in own]
         self._device, self._dtype, self._dilation = device, dtype, dilation
-        self._layers = [gpt.build_layers(config, layer, layer + 1, 0)[0].to(device) for layer in own]
-        gpt.set_dropout_keys(self._layers, 0, 0, range(microbatch_size))
+        model = architecture_of(config)
+        self._loss = model.loss
+        self._layers = [model.build_layers(config, layer, layer + 1, 0)[0].to(device) for layer in own]
+        model.set_dropout_keys(self._layers, 0, 0, range(microbatch_size))
         self._stages = [
-            TorchStage([layer], loss=gpt.loss if isinstance(layer, gpt.Head) else None, autocast=self._autocast)
-            for layer in self._layers
+            TorchStage([layer], loss=self._loss if kind == "head" else None, autocast=self._autocast)
+            for layer, kind in zip(self._layers, self.kinds, strict=True)
         ]
         shape = (microbatch_size, config.seq_len)
         self._tokens = torch.randint(config.vocab_size, shape, device=device)
@@ -166,18 +167,19 @@ class _Chain:
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), self._autocast():
             output = layer(inputs)
-            result = gpt.loss(output, self._tokens) if kind == "head" else output
+            result = self._loss(output, self._tokens) if kind == "head" else output
         own = {one.untyped_storage().data_ptr() for one in (*layer.parameters(), *layer.buffers())}
         del result
         return {
-            "parameter_bytes": sum(parameter.nbytes for parameter in layer.parameters()),
+            "parameter_bytes": sum(one.nbytes for one in layer.parameters() if one.requires_grad),
+            "frozen_bytes": sum(one.nbytes for one in layer.parameters() if not one.requires_grad),
             "activation_elements": output.numel(),
             "stored_bytes": sum(one.untyped_storage().nbytes() for place, one in kept.items() if place not in own),
         }
 
     def optimizer_s_per_parameter(self) -> float:
         """Return the seconds of an AdamW step by the number of parameters; the gradients are those of the rounds."""
-        parameters = [parameter for layer in self._layers for parameter in layer.parameters()]
+        parameters = [one for layer in self._layers for one in layer.parameters() if one.requires_grad]
         optimizer = torch.optim.AdamW(parameters, fused=True)
         optimizer.step()  # allocates its state
         times = []

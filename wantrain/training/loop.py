@@ -27,12 +27,12 @@ from wantrain.config import RunConfig, TrainingConfig
 from wantrain.data import Lanes, Samples
 from wantrain.errors import ConfigError, PlanError, WantrainError
 from wantrain.fact import append_line
-from wantrain.models import gpt
 from wantrain.netem.sandbox import die_with_parent
 from wantrain.pipeline.boundary_codecs import CodecSettings
 from wantrain.plan import Plan
 from wantrain.run_directory import LinkTraffic, RunDirectory, StepRecord, ValidationRecord
 from wantrain.topology import Topology
+from wantrain.training.architecture import architecture_of
 from wantrain.training.device import open_device
 from wantrain.training.job import Job, judged, load_config, open_data, resolve, write_run_directory, write_summary
 from wantrain.training.metrics import MetricsSink, RunFacts, RunLines, announce
@@ -144,20 +144,21 @@ def _begin_run_directory(run_directory: RunDirectory, job: Job, is_resumed: bool
 def _session(job: Job, worker: str, dilation: float, run_directory: RunDirectory) -> Iterator[Trainer]:
     """Join the job, and leave it together with the others if all went well."""
     config, training = job.config, job.config.training
+    own = architecture_of(config.model)
     device = open_device(job.topology.worker(worker).device, f"worker '{worker}'", "change the topology")
     if device.type == "cpu":
         _prepare_codecs(job.plan, job.plan.rank_of(worker), run_directory)
     trainer = Trainer(
-        lambda first, end: gpt.build_layers(config.model, first, end, training.seed),
+        lambda first, end: own.build_layers(config.model, first, end, training.seed),
         job.plan,
-        loss=gpt.loss,
+        loss=own.loss,
         optimizer=partial(make_optimizer, training),
         worker=worker,
         clip_norm=training.clip_norm,
         autocast=partial(_autocast, training, device),
         recompute=training.recompute,
-        tied=gpt.tied_parameters,
-        before_forward=lambda layers, step, samples: gpt.set_dropout_keys(layers, training.seed, step, samples),
+        tied=own.tied_parameters,
+        before_forward=lambda layers, step, samples: own.set_dropout_keys(layers, training.seed, step, samples),
         device=device,
         timeout_s=_patience_s(job, dilation),
         address=own_address(job.topology, worker),

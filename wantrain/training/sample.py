@@ -1,28 +1,27 @@
-"""`wantrain generate`: text from a checkpoint, in one process; or the whole model as one file."""
+"""`wantrain generate`: text from a checkpoint, in one process; or the whole model, as others load it."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
-from wantrain.errors import CheckpointError
-from wantrain.model_config import ModelConfig
-from wantrain.models.gpt import build_layers
 from wantrain.tokenizer import load_tokenizer
-from wantrain.training.checkpoint import export, find, load_whole, read_manifest
+from wantrain.training.architecture import architecture_of, parse_model
+from wantrain.training.checkpoint import find, load_whole, read_manifest
 from wantrain.training.generate import stream
 
 
 def run(args: argparse.Namespace) -> int:
     """Carry out `wantrain generate`."""
     folder = find(args.checkpoint)
+    manifest = read_manifest(folder)
+    config = parse_model(manifest.model, str(folder))
+    own = architecture_of(config)
     if args.export is not None:
-        export(folder, args.export)
+        own.export(folder, args.export)
         print(args.export)
         return 0
-    manifest = read_manifest(folder)
-    config = ModelConfig.parse(manifest.model, CheckpointError, str(folder))
-    layers = build_layers(config, 0, config.num_layers_total, manifest.seed)
+    layers = own.build_layers(config, 0, config.num_layers_total, manifest.seed)
     load_whole(folder, layers)
     tokenizer = load_tokenizer(manifest.tokenizer)
     prompt = tokenizer.encode(args.prompt.encode()).tolist()

@@ -85,7 +85,8 @@ class Trainer:
 
         `layers` is the whole model as a list (or nn.Sequential, nn.ModuleList), of which the rank keeps its own, or a
         function of (first, end) that builds only those. With `recompute` layers keep only their inputs (activation
-        checkpointing); the plan is then made from `profile.with_recomputing()`. `tied` names, among a rank's layers, a
+        checkpointing); the plan is then made from `profile.with_recomputing()`. Parameters that need no gradient stay
+        as they are. `tied` names, among a rank's layers, a
         parameter that the first and the last stage share; `before_forward` is given the layers, the step and the
         samples of the next forward (dropout needs them).
         On a network slowed by `dilation` layers and optimizer are slowed too, unless they are already
@@ -114,7 +115,7 @@ class Trainer:
             settings=codec_settings,
         )
         self._modules = nn.ModuleList(own).to(device)
-        self.parameters = list(self._modules.parameters())
+        self.parameters = [parameter for parameter in self._modules.parameters() if parameter.requires_grad]
         self.stop_requested = False
         self.step_number = 0
         self.step_s = 0.0
@@ -125,7 +126,7 @@ class Trainer:
         self._sharing: QuantizedAdam | None = None
         self._before_forward = before_forward
         self._set_up_gradients(tied(own))
-        self.optimizer = optimizer(self.parameters)
+        self.optimizer = optimizer(self.parameters or [nn.Parameter(torch.zeros(1))])  # torch's refuse to have nothing
         ends = {0, plan.num_layers - 1}
         self._recomputed = {i - span.first_layer for i in self.layers if i not in ends} if recompute else set()
         stage = TorchStage(

@@ -36,13 +36,17 @@ from tests.integrations.hf_folders import (
     write_tokenizer,
 )
 from tests.jobs import flat_topology, run_ranks
+from wantrain import cli
 from wantrain.comm.loopback import LoopbackJob
 from wantrain.config import RunConfig
 from wantrain.errors import CheckpointError, ConfigError, DataError, PlanError, UserError
 from wantrain.hf_model import load_model
 from wantrain.integrations import huggingface as hf
 from wantrain.run_directory import RunDirectory
-from wantrain.training.checkpoint import load_whole, read_manifest
+from wantrain.training.checkpoint import load_whole
+from wantrain.training.job import load_config, resolve
+from wantrain.training.loop import make_optimizer
+from wantrain.training.loop import train as train_run
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 300.0
@@ -409,6 +413,76 @@ def test_run_files_and_the_planner_know_the_models(folders: dict[str, Path], tmp
         RunConfig.load(run)
 
 
+RUN = """
+[model]
+hf = "{model}"
+seq_len = 16
+[model.lora]
+rank = 2
+[data]
+source = "{text}"
+[training]
+steps = 4
+batch_size = 4
+num_lanes = 2
+learning_rate = 1e-2
+validation_samples = 4
+[parallel]
+topology = "two_sites"
+num_stages = 2
+num_replicas = 2
+[checkpoint]
+every = 2
+"""
+
+
+def test_a_run_file_trains_resumes_generates_and_exports(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "text.txt").write_text(TEXT)
+    (tmp_path / "run.toml").write_text(RUN.format(model=folders["llama"], text=tmp_path / "text.txt"))
+    job = resolve(load_config(str(tmp_path / "run.toml")))
+    model = job.config.model
+    assert isinstance(model, hf.HuggingFaceModel)
+
+    def run(name: str, *, stop_after: int = 4, is_resumed: bool = False) -> list[float]:
+        directory, loopback = RunDirectory(tmp_path / name), LoopbackJob(job.plan.world_size)
+
+        def body(rank: int) -> None:
+            trainer = wt.Trainer(
+                partial(hf.build_layers, model, seed=job.config.training.seed),
+                job.plan,
+                loss=hf.loss,
+                optimizer=partial(make_optimizer, job.config.training),
+                worker=job.plan.workers[rank],
+                membership=loopback.member(rank),
+                timeout_s=TIMEOUT_S,
+            )
+            train_run(trainer, job, directory, is_resumed, lambda: trainer.step_number == stop_after - 1)
+            trainer.close()
+
+        run_ranks(job.plan.world_size, body, TIMEOUT_S)
+        return [record.loss for record in directory.read_steps(0)]
+
+    torch.set_num_threads(1)
+    losses = run("whole")
+    assert losses[-1] < losses[0]
+    assert len(run("parts", stop_after=2)) == 2
+    assert run("parts", is_resumed=True) == losses
+    checkpoint = tmp_path / "whole" / "checkpoints" / "step-00000004"
+    assert all("lora_" in name for part in checkpoint.glob("layer-*") for name in load_file(part))
+    prompt = ["--prompt", "the 7 workers", "--tokens", "5", "--temperature", "0"]
+    assert cli.main(["generate", str(tmp_path / "whole"), *prompt]) == 0
+    assert capsys.readouterr().out.startswith("the 7 workers")
+    assert cli.main(["generate", str(tmp_path / "whole"), "--export", str(tmp_path / "adapter")]) == 0
+    layers = hf.build_layers(model, 0, TOTAL, seed=5)
+    load_whole(checkpoint, layers)
+    loaded = peft.PeftModel.from_pretrained(whole(folders["llama"]), tmp_path / "adapter").eval()
+    tokens = some_tokens(2)[:, :-1]
+    assert torch.equal(run_layers([layer.eval() for layer in layers], tokens), logits(loaded, tokens))
+
+
 def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs" / "hugging-face.md").read_text(), re.DOTALL)
 
@@ -429,11 +503,11 @@ def run_in(folder: Path, *argv: str) -> str:
 def tried(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the docs' first program has made a model and a text."""
     folder = tmp_path_factory.mktemp("docs")
-    shutil.copyfile(ROOT / "configs" / "topologies" / "two_sites.toml", folder / "two_sites.toml")
     make_model, load_adapter, train_all = blocks("python")
     for name, text in (("make", make_model), ("load", load_adapter), ("train", train_all)):
         (folder / f"{name}.py").write_text(text)
-    (folder / "lora.toml").write_text(*blocks("toml"))
+    for name, text in zip(("lora", "cities"), blocks("toml"), strict=True):
+        (folder / f"{name}.toml").write_text(text)
     run_in(folder, "make.py")
     return folder
 
@@ -451,25 +525,15 @@ def test_the_docs_library_program_trains_and_saves(tried: Path) -> None:
 @pytest.mark.slow  # several processes that each load transformers, over a network that is built and measured
 def test_the_docs_lora_run_goes_over_the_emulated_wan(tried: Path) -> None:
     planned = run_in(tried, "-m", "wantrain", "plan", "lora.toml")
-    assert "a-0" in planned
+    assert "ghent" in planned
     run_in(tried, "-m", "wantrain", "launch", "lora.toml", "--run-dir", "runs/lora", "--rate-tolerance", "99")
     steps = RunDirectory(tried / "runs" / "lora").read_steps(0)
     assert len(steps) == 20
     assert steps[-1].loss < steps[0].loss - 0.3
-    checkpoint = tried / "runs" / "lora" / "checkpoints" / "step-00000020"
-    kept = [name for part in checkpoint.glob("*.safetensors") for name in load_file(part)]
-    assert kept
-    assert all("lora_" in name for name in kept)
     prompt = ("--prompt", "worker 7", "--tokens", "20")
     assert run_in(tried, "-m", "wantrain", "generate", "runs/lora", *prompt).startswith("worker 7")
     run_in(tried, "-m", "wantrain", "generate", "runs/lora", "--export", "adapter")
     assert "adapter parameters" in run_in(tried, "load.py")
-    model = hf.HuggingFaceModel.parse(read_manifest(checkpoint).model, ConfigError, "manifest")
-    layers = hf.build_layers(model, 0, model.num_layers_total, seed=5)
-    load_whole(checkpoint, layers)
-    tokens = torch.arange(1, 33)[None]
-    loaded = peft.PeftModel.from_pretrained(whole(tried / "base"), tried / "adapter").eval()
-    assert torch.equal(run_layers([layer.eval() for layer in layers], tokens), logits(loaded, tokens))
 
 
 def test_commands_of_the_docs_are_those_that_ran() -> None:

@@ -64,7 +64,7 @@ class RunCheckpoints:
             step=step,
             num_layers=config.model.num_layers_total,
             seed=config.training.seed,
-            model=config.model.model_dump(),
+            model=config.model.model_dump(mode="json"),
             tokenizer=config.data.tokenizer,
             files={name: digest for one in everyone for name, digest in one["files"].items()},
             bits={name: bits for one in everyone for name, bits in one["bits"].items()},
@@ -150,7 +150,7 @@ def _digest(plan: Plan) -> str:
 def _check_manifest(manifest: Manifest, config: RunConfig) -> None:
     """Raise CheckpointError where a checkpoint was made with another model, text or seed."""
     for what, kept, asked in (
-        ("model", manifest.model, config.model.model_dump()),
+        ("model", manifest.model, config.model.model_dump(mode="json")),
         ("tokenizer", manifest.tokenizer, config.data.tokenizer),
         ("seed", manifest.seed, config.training.seed),
     ):

@@ -86,9 +86,8 @@ class Trainer:
         `layers` is the whole model as a list (or nn.Sequential, nn.ModuleList), of which the rank keeps its own, or a
         function of (first, end) that builds only those. With `recompute` layers keep only their inputs (activation
         checkpointing); the plan is then made from `profile.with_recomputing()`. Parameters that need no gradient stay
-        as they are. `tied` names, among a rank's layers, a
-        parameter that the first and the last stage share; `before_forward` is given the layers, the step and the
-        samples of the next forward (dropout needs them).
+        as they are. `tied` names, among a rank's layers, a parameter that the first and the last stage share;
+        `before_forward` is given the layers, the step and the samples of the next forward (dropout needs them).
         On a network slowed by `dilation` layers and optimizer are slowed too, unless they are already
         (`layers_are_dilated`).
         `address` is this host's, as the others reach it (default: the one that leads to MASTER_ADDR).

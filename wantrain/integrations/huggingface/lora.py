@@ -6,6 +6,7 @@ model with fresh adapters computes what it did without.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -29,10 +30,12 @@ def add_adapters(model: HuggingFaceModel, layer: nn.Module, block: nn.Module | N
     from peft import inject_adapter_in_model
 
     with torch.random.fork_rng([]):
-        torch.manual_seed(key)
         inject_adapter_in_model(config, block, ADAPTER)
+    generator = torch.Generator().manual_seed(key)
     for name, parameter in layer.named_parameters():
         parameter.requires_grad_(_TRAINED in name)
+        if ".lora_A." in name:  # as peft begins them, but from a generator that no other thread draws from
+            nn.init.kaiming_uniform_(parameter, a=math.sqrt(5), generator=generator)
 
 
 def peft_config(model: HuggingFaceModel) -> Any:

@@ -493,7 +493,7 @@ def run_in(folder: Path, *argv: str) -> str:
     environment |= {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
     done = subprocess.run(
         [sys.executable, *argv], cwd=folder, env=environment, capture_output=True, text=True, check=False,
-        timeout=TIMEOUT_S,
+        timeout=2 * TIMEOUT_S,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done.stdout
@@ -529,7 +529,7 @@ def test_the_docs_lora_run_goes_over_the_emulated_wan(tried: Path) -> None:
     run_in(tried, "-m", "wantrain", "launch", "lora.toml", "--run-dir", "runs/lora", "--rate-tolerance", "99")
     steps = RunDirectory(tried / "runs" / "lora").read_steps(0)
     assert len(steps) == 20
-    assert steps[-1].loss < steps[0].loss - 0.3
+    assert steps[-1].loss < steps[0].loss - 0.1
     prompt = ("--prompt", "worker 7", "--tokens", "20")
     assert run_in(tried, "-m", "wantrain", "generate", "runs/lora", *prompt).startswith("worker 7")
     run_in(tried, "-m", "wantrain", "generate", "runs/lora", "--export", "adapter")

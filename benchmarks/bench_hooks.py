@@ -25,9 +25,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.multiprocessing.spawn import spawn
 
 import bench_data_parallel
 from bench_convergence import Experiment, held_out_loss, identity
+from bench_planning import measure
 from bench_time_to_loss import BATCH_SIZE, POINTS, TARGET_AT, Curve, experiment_arguments, make_experiment
 from harness import RESULTS, append_result, exit_with, read_results, text_of
 from peers.ddp import HOOKS, with_hook
@@ -90,7 +92,7 @@ def train_missing(args: argparse.Namespace) -> None:
             continue
         began = time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
-            torch.multiprocessing.spawn(train_rank, (name, args, folder), nprocs=REPLICAS)
+            spawn(train_rank, (name, args, folder), nprocs=REPLICAS)  # type: ignore[no-untyped-call]
             losses = json.loads(Path(folder, "losses.json").read_text(encoding="utf-8"))
         record = {"benchmark": NAME, "run": name, "model": args.model, "replicas": REPLICAS, "first_steps": 0}
         record |= {"losses": losses, "seconds": round(time.monotonic() - began, 1), "experiment": same}
@@ -107,7 +109,7 @@ def measure_steps(args: argparse.Namespace) -> None:
     if step_seconds(read_results(NAME, args.out), args.model, args.uplink):
         return
     entries = bench_data_parallel.entries_of("replicas", work)
-    bench_data_parallel.measure(entries, 1)
+    measure(entries, 1)
     append_result(NAME, bench_data_parallel.record_of("replicas", work, entries), args.out)
 
 

@@ -14,7 +14,6 @@ resumed begins without them, as it began at first. (Annotations here are evaluat
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 
@@ -23,19 +22,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import GradBucket  # type: ignore[attr-defined]  # what torch wants a hook annotated with
 
-from wantrain.codec_spec import check_gradient_codec
-from wantrain.comm.allreduce import Handle, Reducer
-from wantrain.comm.channel import Channel, TwoWay
-from wantrain.comm.groups import join_process_group
-from wantrain.comm.sender import REDUCE_PRIORITY, Sender
+from wantrain.comm.allreduce import Handle
 from wantrain.errors import ChannelError
-from wantrain.plan import DEFAULT_BUCKET_BYTES
-from wantrain.wire import Transport, transport_for
+from wantrain.integrations.averager import Averager, host_values
 
 _Done = Callable[[], None]
-
-_PIECE_VALUES = DEFAULT_BUCKET_BYTES // 4
-"""Torch's buckets are large: in pieces, compressing one overlaps the wire of the others."""
 
 _AT_EXIT_S = 20.0
 """Chosen: members end within seconds of each other, or not at all."""
@@ -63,12 +54,11 @@ class State:
         how fast it is. `timeout_s`: how late a member may be. Raises ConfigError for a codec that can't do it or
         without a process group, ChannelError where a member doesn't come.
         """
-        self.codec = check_gradient_codec(codec)
-        self.timeout_s = timeout_s
-        self._membership = join_process_group(process_group, timeout_s)
-        self.world_size = self._membership.world_size
-        self._channels = self._open_channels(transport_for(bytes_per_s, latency_s))
-        self._reducer = Reducer(self._membership.rank, self._channels, timeout_s, codec)
+        self.codec, self.timeout_s = codec, timeout_s
+        self._averager = Averager(
+            codec, process_group, bytes_per_s=bytes_per_s, latency_s=latency_s, timeout_s=timeout_s
+        )
+        self.world_size = self._averager.world_size
         self._residuals: dict[tuple[int, ...], Tensor] = {}
         self._step = 0
         self._under_way: queue.SimpleQueue[_Done | None] = queue.SimpleQueue()
@@ -77,39 +67,15 @@ class State:
         self._is_open = True
         threading._register_atexit(self._close_at_exit)  # type: ignore[attr-defined]  # atexit's are too late for threads
 
-    def _open_channels(self, transport: Transport) -> dict[int, Channel]:
-        """Open a line for each way with every other member: see `pipeline/connect.py`."""
-        rank, sender = self._membership.rank, Sender(None)
-
-        def open_line(peer: int, way: str) -> Channel:
-            name = f"{way}/{min(rank, peer)}-{max(rank, peer)}"
-            return self._membership.open_channel(
-                name, peer, f"rank {peer}", transport, sender, REDUCE_PRIORITY, self.timeout_s, None
-            )
-
-        def open_peer(peer: int) -> TwoWay:
-            out, back = ("up", "down") if peer > rank else ("down", "up")
-            with ThreadPoolExecutor(2) as pool:
-                return TwoWay(*pool.map(partial(open_line, peer), (out, back)))
-
-        peers = [peer for peer in range(self.world_size) if peer != rank]
-        with ThreadPoolExecutor(max(1, len(peers))) as pool:
-            return dict(zip(peers, pool.map(open_peer, peers), strict=True))
-
     def average(self, bucket: GradBucket) -> torch.futures.Future[Tensor]:
         """Begin to average a bucket over all members, in place."""
         if bucket.index() == 0:
-            self._reducer.begin_step(self._step)
+            self._averager.begin_step(self._step)
         if bucket.is_last():
             self._step += 1
         buffer = bucket.buffer()
-        flat = buffer.div_(self.world_size)
-        if flat.device.type != "cpu" or flat.dtype != torch.float32:
-            flat = flat.to("cpu", torch.float32)
-        residual = self._residual(bucket, flat)
-        pieces = torch.split(flat, _PIECE_VALUES)
-        owed = [None] * len(pieces) if residual is None else torch.split(residual, _PIECE_VALUES)
-        handles = [self._reducer.submit(piece, rest) for piece, rest in zip(pieces, owed, strict=True)]
+        flat = host_values(buffer.div_(self.world_size))
+        handles = self._averager.start(flat, self._residual(bucket, flat))
         devices: list[int | str | torch.device] | None = [buffer.device] if buffer.is_cuda else None
         future: torch.futures.Future[Tensor] = torch.futures.Future(devices=devices)
         self._under_way.put(partial(self._end, handles, flat, buffer, future))
@@ -117,7 +83,7 @@ class State:
 
     def _residual(self, bucket: GradBucket, flat: Tensor) -> Tensor | None:
         """Return what is owed of a bucket, which its parameters name: torch lays buckets out anew after a step."""
-        if not self._reducer.needs_residuals:
+        if not self._averager.needs_residuals:
             return None
         if bucket.index() == 0 and self._step == 1:
             self._residuals.clear()  # of the first layout
@@ -154,10 +120,7 @@ class State:
         patience_s = self.timeout_s if timeout_s is None else timeout_s
         self._under_way.put(None)
         self._waiter.join(patience_s)
-        self._reducer.close(patience_s)
-        with ThreadPoolExecutor(max(1, len(self._channels))) as pool:
-            list(pool.map(lambda channel: channel.close(patience_s), self._channels.values()))
-        self._membership.leave(patience_s)
+        self._averager.close(patience_s)
 
     def _close_at_exit(self) -> None:
         """Let threads end while the interpreter still can; a member that is gone is no news by then."""

@@ -1,0 +1,106 @@
+"""The average of flat gradients over a process group of torch.distributed, through a codec: what hooks are made of.
+
+Every piece goes through the codec straight to its owner and the sum straight back (`comm/allreduce.py`), over
+connections of the averager's own. All members end with the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from wantrain.codec_spec import check_gradient_codec
+from wantrain.comm.allreduce import Handle, Reducer
+from wantrain.comm.channel import Channel, TwoWay
+from wantrain.comm.groups import join_process_group
+from wantrain.comm.sender import REDUCE_PRIORITY, Sender
+from wantrain.plan import DEFAULT_BUCKET_BYTES
+from wantrain.wire import Transport, transport_for
+
+_PIECE_VALUES = DEFAULT_BUCKET_BYTES // 4
+"""Other programs' buckets are large: in pieces, compressing one overlaps the wire of the others."""
+
+
+class Averager:
+    """One member's part. Every member makes its own, in the same order, and averages the same tensors in one order."""
+
+    def __init__(
+        self,
+        codec: str,
+        process_group: dist.ProcessGroup | None,
+        *,
+        bytes_per_s: float,
+        latency_s: float,
+        timeout_s: float,
+    ) -> None:
+        """Connect to all members of the group (default: torch's own).
+
+        `bytes_per_s` and one-way `latency_s` say how many connections a link gets and how much is under way on it.
+        `timeout_s`: how late a member may be. Raises ConfigError for a codec that can't do it or without a process
+        group, ChannelError where a member doesn't come.
+        """
+        check_gradient_codec(codec)
+        self.timeout_s = timeout_s
+        self._membership = join_process_group(process_group, timeout_s)
+        self.world_size = self._membership.world_size
+        self._channels = self._open_channels(transport_for(bytes_per_s, latency_s))
+        self._reducer = Reducer(self._membership.rank, self._channels, timeout_s, codec)
+        self.needs_residuals = self._reducer.needs_residuals
+
+    def _open_channels(self, transport: Transport) -> dict[int, Channel]:
+        """Open a line for each way with every other member: see `pipeline/connect.py`."""
+        rank, sender = self._membership.rank, Sender(None)
+
+        def open_line(peer: int, way: str) -> Channel:
+            name = f"{way}/{min(rank, peer)}-{max(rank, peer)}"
+            return self._membership.open_channel(
+                name, peer, f"rank {peer}", transport, sender, REDUCE_PRIORITY, self.timeout_s, None
+            )
+
+        def open_peer(peer: int) -> TwoWay:
+            out, back = ("up", "down") if peer > rank else ("down", "up")
+            with ThreadPoolExecutor(2) as pool:
+                return TwoWay(*pool.map(partial(open_line, peer), (out, back)))
+
+        peers = [peer for peer in range(self.world_size) if peer != rank]
+        with ThreadPoolExecutor(max(1, len(peers))) as pool:
+            return dict(zip(peers, pool.map(open_peer, peers), strict=True))
+
+    def begin_step(self, step: int) -> None:
+        """Number what is averaged from here on by its step; all members say the same."""
+        self._reducer.begin_step(step)
+
+    def start(self, flat: Tensor, residual: Tensor | None = None) -> list[Handle]:
+        """Start to sum a flat fp32 CPU tensor in place, piece by piece; wait for each handle.
+
+        `residual`, of the same shape, is kept by the caller for this tensor's next turn, where `needs_residuals`.
+        """
+        pieces = torch.split(flat, _PIECE_VALUES)
+        owed: Sequence[Tensor | None] = [None] * len(pieces)
+        if residual is not None:
+            owed = torch.split(residual, _PIECE_VALUES)
+        return [self._reducer.submit(piece, rest) for piece, rest in zip(pieces, owed, strict=True)]
+
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes of payloads that this member has sent."""
+        return sum(channel.stats.payload_bytes_sent for channel in self._channels.values())
+
+    def close(self, patience_s: float) -> None:
+        """Part from the other members, who do so too; raise ChannelError where one is late, or gone."""
+        self._reducer.close(patience_s)
+        with ThreadPoolExecutor(max(1, len(self._channels))) as pool:
+            list(pool.map(lambda channel: channel.close(patience_s), self._channels.values()))
+        self._membership.leave(patience_s)
+
+
+def host_values(buffer: Tensor) -> Tensor:
+    """Return a flat tensor's values as an averager takes them: itself where it is fp32 in host memory, else a copy."""
+    if buffer.device.type == "cpu" and buffer.dtype == torch.float32:
+        return buffer
+    return buffer.to("cpu", torch.float32)

@@ -10,9 +10,9 @@ overlapped and unlimited memory, for that system's payloads.
     wantrain bench network --uplinks "500 Mbit/s" --systems "torch 1F1B,raw,aqsgd:3/quantized:6" --microbatches 32
 
 Systems: torch 1F1B, torch GPipe, torch zero bubble, DeepSpeed; of wantrain raw, raw fp16, quantized, aqsgd, or any
-FORWARD/BACKWARD codecs; wantrain's codecs inside torch's stages, "torch 1F1B + aqsgd" and the like. Every step is kept
-when it ends: a sweep that was killed goes on where it stopped, and steps that the results hold are not measured again
-(`--again` does). A page with pictures, network.html, is written beside.
+FORWARD/BACKWARD codecs; wantrain's codecs inside another's, "torch 1F1B + aqsgd" or "DeepSpeed + aqsgd". Every step is
+kept when it ends: a sweep that was killed goes on where it stopped, and steps that the results hold are not measured
+again (`--again` does). A page with pictures, network.html, is written beside.
 """
 
 from __future__ import annotations
@@ -263,7 +263,7 @@ def main() -> int:
     try:
         systems = parse_systems(args.systems)
         settings = settings_of(args)
-        if any(s.name == "DeepSpeed" for s in systems) and importlib.util.find_spec("deepspeed") is None:
+        if any(s.schedule == "DeepSpeed" for s in systems) and importlib.util.find_spec("deepspeed") is None:
             raise ConfigError("DeepSpeed isn't installed; pip install 'wantrain[deepspeed]', or leave it out")
         if args.against and not read_results(NAME, args.against):
             raise ConfigError(f"{args.against} holds no {NAME}.jsonl to compare with; give the folder of another sweep")

@@ -43,7 +43,7 @@ _XL_SIX_LAYERS_S = 0.031
 
 @dataclass(frozen=True)
 class System:
-    """Who pipelines: another's program by its name, wantrain with a codec each way, or torch with wantrain's codecs."""
+    """Who pipelines: another's program by its name, wantrain with a codec each way, or both at once."""
 
     name: str
     forward: str = "raw:fp32"
@@ -69,12 +69,12 @@ class System:
     def parse(cls, text: str) -> System:
         """Read a system's name; raise ConfigError for what is none.
 
-        It is a peer's, a short name of `OWN`, auto, FORWARD/BACKWARD, or "torch SCHEDULE + FORWARD/BACKWARD".
+        It is a peer's, a short name of `OWN`, auto, FORWARD/BACKWARD, or "PEER + FORWARD/BACKWARD".
         """
         if text in PEERS:
             return cls(text)
         schedule, is_coded, codecs = text.partition(_WITH)
-        if is_coded and schedule.startswith("torch ") and schedule in PEERS:
+        if is_coded and schedule in PEERS:
             own = cls.parse(codecs)
             if own == AUTO or not own.is_own:
                 raise ConfigError(f"no system '{text}'; after '+' expected {', '.join(OWN)}, or FORWARD/BACKWARD")

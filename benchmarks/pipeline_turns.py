@@ -62,10 +62,10 @@ def make_pipeline(system: System, setting: Setting, rank: int) -> Any:
         from wantrain_pipeline import WantrainPipeline
 
         return WantrainPipeline(system, setting, rank)
-    if system.name == "DeepSpeed":
+    if system.schedule == "DeepSpeed":
         from peers.deepspeed_pipeline import DeepSpeedPipeline
 
-        return DeepSpeedPipeline(setting, rank)
+        return DeepSpeedPipeline(system, setting, rank)
     from peers.torch_pipeline import TorchPipeline
 
     return TorchPipeline(system, setting, rank)

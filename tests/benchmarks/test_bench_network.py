@@ -57,6 +57,7 @@ def test_latency_adds_to_the_bound_once_for_each_boundary_there_and_back() -> No
         "torch GPipe + aqsgd",
         "torch 1F1B + aqsgd:3/quantized:6",
         "DeepSpeed",
+        "DeepSpeed + aqsgd:4/quantized:8",
         "raw",
         "auto",
         "aqsgd:3/quantized:6",
@@ -70,7 +71,16 @@ def test_a_system_is_read_back_from_its_own_name(given: str) -> None:
 
 @pytest.mark.parametrize(
     "given",
-    ["torch 1F1", "torch 1F1B + auto", "DeepSpeed + raw", "aqsgd:99/raw:fp32", "nothing/raw:fp32", "auto/raw:fp32", ""],
+    [
+        "torch 1F1",
+        "torch 1F1B + auto",
+        "DeepSpeed + auto",
+        "deepspeed + raw",
+        "aqsgd:99/raw:fp32",
+        "nothing/raw:fp32",
+        "auto/raw:fp32",
+        "",
+    ],
 )
 def test_what_is_no_system_is_refused(given: str) -> None:
     with pytest.raises((WantrainError, ValueError)):

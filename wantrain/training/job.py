@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -153,6 +154,17 @@ def resolve(config: RunConfig, plan_path: str | None = None) -> Job:
     for name in plan.workers:
         topology.worker(name)
     return Job(config, topology, plan)
+
+
+def new_run_directory(config: RunConfig, path: str | None, resume: bool) -> RunDirectory:
+    """Return the run directory that was asked for; raise ConfigError where it is taken, or has nothing to resume."""
+    run = RunDirectory(path or f"runs/{config.name}-{datetime.now():%Y%m%d-%H%M%S}")
+    if resume:
+        if not run.config.exists():
+            raise ConfigError(f"nothing to resume in {run.path}; give the run's directory with --run-dir")
+    elif run.path.exists() and any(run.path.iterdir()):
+        raise ConfigError(f"{run.path} is not empty; give another directory with --run-dir, or go on with --resume")
+    return run
 
 
 def write_run_directory(run: RunDirectory, job: Job) -> None:

@@ -25,6 +25,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from wantrain.comm.channel import Channel, SendEvent
 from wantrain.comm.gloo import Device, Group, reason
+from wantrain.comm.meeting import meet
 from wantrain.comm.sender import Sender
 from wantrain.comm.torch_channel import open_channel
 from wantrain.errors import ChannelError, ConfigError, PlanError
@@ -204,12 +205,13 @@ def join(
             f"the plan is for {world_size} processes (got {started}); start as many as the plan has workers"
         )
     store = _meet(timeout_s)
-    if store.add(f"wantrain/joined/{rank}", 1) > 1:
-        raise PlanError(f"two processes claim rank {rank} of the plan; give each its own --worker")
     if address is None and "GLOO_SOCKET_IFNAME" not in os.environ:
         address = _address_towards(os.environ["MASTER_ADDR"])
         _refuse_loopback(address, world_size)
-    return TorchMembership(PrefixStore("wantrain", store), rank, world_size, address, timeout_s, names)
+    called = [f"worker '{name}'" for name in names] or [f"rank {one}" for one in range(world_size)]
+    return TorchMembership(
+        meet(store, rank, world_size, timeout_s, called), rank, world_size, address, timeout_s, names
+    )
 
 
 def join_process_group(group: dist.ProcessGroup | None, timeout_s: float) -> TorchMembership:

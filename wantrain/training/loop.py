@@ -255,9 +255,10 @@ def train(
     held_out = judged(held_out, job.plan)
     trainer.agree("the plan", job.plan.model_dump_json(exclude={"prediction"}))
     trainer.agree("the training text", tokens.digest)
-    trainer.agree("the run file", config.model_dump_json(exclude={"data": {"source"}, "watch": True}))
+    trainer.agree("the run file", _what_all_share(config))
     training = config.training
     checkpoints = RunCheckpoints(trainer, config, run_directory)
+    is_resumed = any(trainer.gather(is_resumed))  # a machine that came back counts no restart of its own
     first = checkpoints.resume() if is_resumed else 0
     if trainer.rank == 0:
         run_directory.stop.unlink(missing_ok=True)  # an earlier run's
@@ -299,6 +300,11 @@ def _facts(trainer: Trainer, job: Job, run_directory: RunDirectory, first_step: 
         config=job.config.model_dump(mode="json"),
         address=job.topology.worker(job.plan.workers[trainer.rank]).address,
     )
+
+
+def _what_all_share(config: RunConfig) -> str:
+    """Return the run file without what is each host's own: paths, and how it is watched."""
+    return config.model_dump_json(exclude={"data": {"source"}, "parallel": {"topology", "profile"}, "watch": True})
 
 
 def replica_batch(trainer: Trainer, samples: Samples, drawn: list[list[int]]) -> Batch:

@@ -13,7 +13,7 @@ from wantrain.doctor import Finding
 
 
 def run_doctor(as_json: bool = False) -> int:
-    return doctor.run(argparse.Namespace(json=as_json))
+    return doctor.run(argparse.Namespace(json=as_json, peer=None, hosts=None))
 
 
 def test_this_machine_can_train(capsys: pytest.CaptureFixture[str]) -> None:

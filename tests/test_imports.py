@@ -47,7 +47,7 @@ FLOORS: list[dict[str, str]] = [
         "benching": "",
         "configuring": "",
         "profiling": "",
-        "doctor": "",
+        "doctor": "launch",
         "watching": "launch report",
     },
     {"cli": "", "__main__": "cli", "completion": "cli"},

@@ -142,6 +142,10 @@ def _launch_arguments(parser: argparse.ArgumentParser) -> None:
         "--no-emulation", action="store_true", help="start the workers plainly, without a network between"
     )
     _rate_tolerance_argument(parser)
+    parser.add_argument("--hosts", metavar="FILE", help="start them over SSH on the machines that this file names")
+    parser.add_argument(
+        "--insecure", action="store_true", help="with --hosts: accept public addresses without [wireguard]"
+    )
     parser.add_argument("--inside", metavar="DIR", help=argparse.SUPPRESS)
     parser.add_argument(
         "--engine", choices=("local", "ray"), default="local", help="who starts the workers (default: this host)"
@@ -153,6 +157,13 @@ def _launch_arguments(parser: argparse.ArgumentParser) -> None:
     ray.add_argument("--max-restarts", type=_whole, metavar="N", help="restarts where workers are lost (default: 3)")
     ray.add_argument(
         "--replan", action="store_true", default=None, help="make another plan where no node takes a worker's place"
+    )
+
+
+def _wireguard_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("hosts", metavar="HOSTS", help="a hosts file with [wireguard]")
+    parser.add_argument(
+        "--out", default="wireguard", metavar="DIR", help="write the files below this folder (default: %(default)s)"
     )
 
 
@@ -267,6 +278,8 @@ def _bench_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    parser.add_argument("--peer", metavar="HOST", help="look at another machine and the line to it, by ssh")
+    parser.add_argument("--hosts", metavar="FILE", help="with --peer: a hosts file; HOST is a worker in it")
 
 
 def _pin(text: str) -> tuple[str, int]:
@@ -346,9 +359,15 @@ SUBCOMMANDS = (
     ),
     Subcommand(
         "launch",
-        "run all workers of a job here, inside the emulated WAN, or on a Ray cluster",
+        "run all workers of a job here, inside the emulated WAN, over SSH, or on a Ray cluster",
         _launch_arguments,
         "wantrain.launch.choose:run",
+    ),
+    Subcommand(
+        "wireguard",
+        "write keys and configurations of an encrypted network among the machines of a hosts file",
+        _wireguard_arguments,
+        "wantrain.launch.wireguard:run",
     ),
     Subcommand("generate", "print text from what was trained", _generate_arguments, "wantrain.training.sample:run"),
     Subcommand(

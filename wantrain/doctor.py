@@ -29,7 +29,7 @@ class Finding(NamedTuple):
 
 def run(args: argparse.Namespace) -> int:
     """Carry out `wantrain doctor`; the status is 1 where something needed is missing."""
-    findings = list(examine())
+    findings = list(examine()) if args.peer is None else list(examine_peer(args.peer, args.hosts))
     if args.json:
         print(json.dumps([finding._asdict() for finding in findings], indent=1))
     else:
@@ -47,6 +47,14 @@ def examine() -> Iterator[Finding]:
     ]  # fmt: skip
     for check in checks:
         yield check()
+
+
+def examine_peer(peer: str, hosts: str | None) -> Iterator[Finding]:
+    """Look at another machine, reached by ssh, and the line to it; `hosts` is a file that names it."""
+    from wantrain.launch.peer import look_at, peer_host
+
+    for found in look_at(*peer_host(peer, hosts)):
+        yield Finding(*found)
 
 
 def _python() -> Finding:

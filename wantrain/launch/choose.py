@@ -10,8 +10,16 @@ _FOR_RAY = ("address", "measure", "node_wait", "max_restarts", "replan")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Carry out `wantrain launch`, here or on Ray; only what is used is imported."""
+    """Carry out `wantrain launch`, here, over SSH or on Ray; only what is used is imported."""
     _refuse_without_ray(args)
+    if args.hosts is not None:
+        if args.engine == "ray":
+            raise ConfigError("--hosts is for SSH, --engine ray for a cluster; leave one out")
+        from wantrain.launch import ssh
+
+        return ssh.run(args)
+    if args.insecure:
+        raise ConfigError("--insecure is for the machines of --hosts; there are none")
     if args.engine == "ray":
         from wantrain.launch import ray
 

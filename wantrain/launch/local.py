@@ -49,8 +49,6 @@ from wantrain.training.watch import check_reach, check_sinks
 
 def run(args: argparse.Namespace) -> int:
     """Carry out `wantrain launch`."""
-    if args.insecure:
-        raise ConfigError("--insecure is for the machines of --hosts; there are none")
     if args.inside is not None:
         return _watch(RunDirectory(args.inside), args)
     run_directory = prepare(args)

@@ -128,15 +128,20 @@ def print_network(record: NetworkRecord, console: Console | None = None) -> None
     (console or Console()).print(network_table(record))
 
 
-def print_summary(run: RunDirectory, interrupted: bool = False, console: Console | None = None) -> None:
-    """Print what a run came to, where its report is, and the command that goes on from here."""
+def print_summary(
+    run: RunDirectory, interrupted: bool = False, console: Console | None = None, hosts: str | None = None
+) -> None:
+    """Print what a run came to, where its report is, and the command that goes on from here; `hosts` is the file that
+    says where it ran, if not here."""
     figures = read_json(run.summary, ConfigError) if run.summary.exists() else {}
     out = console or Console()
-    for name, value in summary_lines(run, figures, interrupted):
+    for name, value in summary_lines(run, figures, interrupted, hosts):
         out.print(Text.assemble((f"{name:<15}", "bold"), value), soft_wrap=True)
 
 
-def summary_lines(run: RunDirectory, figures: dict[str, Any], interrupted: bool) -> list[tuple[str, str]]:
+def summary_lines(
+    run: RunDirectory, figures: dict[str, Any], interrupted: bool, hosts: str | None = None
+) -> list[tuple[str, str]]:
     """Return the closing lines, name and value; figures that a run has not got are left out."""
     lines = [("held-out loss", loss_line(figures))] if "validation_loss" in figures else []
     if "tokens_per_s" in figures:
@@ -147,7 +152,10 @@ def summary_lines(run: RunDirectory, figures: dict[str, Any], interrupted: bool)
     path, wantrain = shlex.quote(str(run.path)), shlex.quote(program())
     if interrupted:
         config = shlex.quote(str(run.config))
-        lines.append(("go on with", f"{wantrain} launch {config} --run-dir {path} --resume"))
+        where = "" if hosts is None else f" --hosts {shlex.quote(hosts)}"
+        lines.append(("go on with", f"{wantrain} launch {config}{where} --run-dir {path} --resume"))
+    if hosts is not None:
+        return [*lines, ("checkpoints", "on the hosts, each with its own layers")]
     lines.append(("sample with", f"{wantrain} generate {path} --prompt 'def '"))
     return lines
 

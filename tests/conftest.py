@@ -20,11 +20,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from harness import ProcessorTime
 from tests.watched import watched
 
 __all__ = ["watched"]
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when it is imported, which transformers does, say
 
 _MOST_WORKERS = 8
 """Chosen: each takes a GB at times, and the tests that run alone leave more of them with nothing to do."""

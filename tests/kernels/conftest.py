@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Iterator
 
 import numpy as np
@@ -11,9 +10,6 @@ import pytest
 import torch
 
 from wantrain_kernels import backends
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when it is imported, so no fixture could set it
 
 NEEDS = {"cpu": "numba", "triton": "triton", "cuda": "wantrain_kernels._cuda"}
 

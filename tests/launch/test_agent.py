@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -156,6 +157,8 @@ def test_nothing_outlives_it(spoken: Spoken, tmp_path: Path, how: str) -> None:
     while alive(grandchild) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not alive(grandchild)
+    with contextlib.suppress(BrokenPipeError):  # what it was last told, it never read
+        spoken.process.stdin.close()
     spoken.process.stdin = None
 
 

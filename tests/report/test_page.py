@@ -94,6 +94,6 @@ def test_writing_the_report_again_replaces_it(finished_run):
 
 
 def test_the_command_prints_where_the_page_is(finished_run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(argparse.Namespace(run=str(finished_run.path))) == 0
+    assert run(argparse.Namespace(run=str(finished_run.path), trace=None, step=None)) == 0
     assert capsys.readouterr().out == f"{finished_run.report}\n"
     assert finished_run.report.exists()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from itertools import cycle
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -20,8 +21,8 @@ from wantrain.report.css import CSS
 from wantrain.report.style import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, RED, SKY, house_style, to_svg
 from wantrain.units import format_bandwidth, format_time
 
-PEER_LOOKS = ((ORANGE, "o"), (RED, "s"), (PURPLE, "^"), (MUTED, "v"))
-OWN_LOOKS = ((SKY, "D"), (BLUE, "X"), (GREEN, "P"), (INK, "*"), (SKY, "<"), (BLUE, ">"))
+PEER_LOOKS = tuple(zip(cycle((ORANGE, RED, PURPLE, MUTED)), "os^v8phH"))
+OWN_LOOKS = tuple(zip(cycle((SKY, BLUE, GREEN, INK)), "DXP*<>d123"))
 """Colours and markers of systems, in the order of the table; warm ones are other programs."""
 
 _KINDS = {"forward": SKY, "backward": BLUE}

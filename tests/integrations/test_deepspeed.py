@@ -237,6 +237,7 @@ SCENARIOS: dict[str, Callable[[int], Any]] = {
     "tied job": lambda rank: under_wantrain(specs(is_tied=True), rank, loss_fn=loss),
     "replicas": lambda _: train(make_engine(2)),
     "gradients": lambda _: compressed(make_engine(2), "aqsgd:4", "quantized:8", GRADIENTS),
+    "replicas, codecs": lambda _: compressed(make_engine(2), "aqsgd:4", "quantized:8"),
     "zero": lambda _: compressed(make_engine(2, zero=1), "aqsgd:4", "quantized:8"),
     "in order": lambda _: in_order(),
     "refusals": refusals,
@@ -299,7 +300,7 @@ def _next(results: Any, processes: Sequence[Any]) -> tuple[int, Said]:
 
 @pytest.fixture(scope="module")
 def said() -> list[Said]:
-    return run([name for name in SCENARIOS if name != "zero"])
+    return run([name for name in SCENARIOS if name not in ("replicas, codecs", "zero")])
 
 
 def losses(said: list[Said], name: str) -> list[float]:
@@ -342,17 +343,19 @@ def test_aqsgd_learns_as_well_with_an_eighth_of_the_bytes(said: list[Said]) -> N
 
 
 def test_weight_gradients_in_four_bits_train_as_well(said: list[Said]) -> None:
-    _train_as_well(said, "gradients", 0.05)
+    assert losses(said, "gradients")[-1] == pytest.approx(losses(said, "replicas")[-1], rel=0.05)
+    assert losses(said, "gradients") != losses(said, "replicas")
+    _replicas_agree(said, "gradients")
 
 
 @pytest.mark.slow
-def test_zero_1_within_a_stage_goes_together_with_codecs_between_stages() -> None:
-    _train_as_well(run(["replicas", "zero"]), "zero", 0.02)
+def test_zero_1_within_a_stage_changes_nothing_beside_codecs_between_stages() -> None:
+    said = run(["replicas, codecs", "zero"])
+    assert losses(said, "zero") == losses(said, "replicas, codecs")
+    _replicas_agree(said, "zero")
 
 
-def _train_as_well(said: list[Said], name: str, tolerance: float) -> None:
-    assert losses(said, name)[-1] == pytest.approx(losses(said, "replicas")[-1], rel=tolerance)
-    assert losses(said, name) != losses(said, "replicas")
+def _replicas_agree(said: list[Said], name: str) -> None:
     for rank in (0, 2):  # the first replica of each stage
         assert said[rank][name]["weights"] == said[rank + 1][name]["weights"]
 

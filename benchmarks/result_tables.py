@@ -39,7 +39,7 @@ def network_rows(records: list[Record], choose: Callable[[list[NetworkRow]], lis
     yield _row(["---"] * (1 + len(HEAD)))
     for row in sorted(rows, key=_place):
         yield _row([f"{row.setting.stages} × {row.setting.microbatches}", *cells(rows, row)])
-    yield f"\n`wantrain bench network` prints it{_where(records[-1])}.\n"
+    yield f"\n`wantrain bench network` prints it{_where(*(step for row in rows for step in row.steps))}.\n"
 
 
 def _place(row: NetworkRow) -> tuple[object, ...]:
@@ -146,7 +146,8 @@ def data_parallel_rows(records: list[Record]) -> Iterator[str]:
         for one in last["entries"]:
             speed = f"{first / one['step_s']['median']:.2f}×"
             yield _row([one["name"], *_predicted_and_measured(one), speed, f"{one['stolen']:.0%}"])
-        yield f"\n`wantrain bench data-parallel --only {last['benchmark']}` prints it{_where(last)}.\n"
+        given = f" --samples {last['samples']}" if last.get("samples", 16) != 16 else ""
+        yield f"\n`wantrain bench data-parallel --only {last['benchmark']}{given}` prints it{_where(last)}.\n"
 
 
 def _predicted_and_measured(entry: Record) -> list[str]:
@@ -306,11 +307,12 @@ def _row(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _where(record: Record) -> str:
-    machine = record["environment"]
-    return (
-        f" (here: {machine['cores']} cores, {machine['processor']}, torch {machine['torch']}, {machine['when'][:10]})"
-    )
+def _where(*records: Record) -> str:
+    """Say where and when records were measured: each machine with its last day."""
+    days: dict[str, str] = {}
+    for machine in sorted((record["environment"] for record in records), key=lambda one: str(one["when"])):
+        days[f"{machine['cores']} cores, {machine['processor']}, torch {machine['torch']}"] = machine["when"][:10]
+    return f" (here: {'; '.join(f'{machine}, {day}' for machine, day in days.items())})"
 
 
 SECTIONS: dict[str, tuple[str, Callable[[list[Record]], Iterator[str]]]] = {

@@ -27,7 +27,8 @@ NOTHING = "No results have been recorded yet.\n"
 
 INTRO = (
     "As measured, from `benchmarks/results/`; `python benchmarks/write_results.py` writes this page. Compute and"
-    " network are emulated where a table says so. Figures are only compared within one run on one machine.\n"
+    " network are emulated where a table says so. Figures are only compared within one run on one machine, except that"
+    " the networks' table may hold rows of several, which it names.\n"
 )
 
 

@@ -58,7 +58,8 @@ def _commit() -> str:
         text=True,
         check=False,
     )
-    return (done.stdout.strip() or "unknown") + ("+" if changed.stdout.strip() else "")
+    commit = done.stdout.strip() or os.environ.get("WANTRAIN_COMMIT", "unknown")  # a copy without .git is told
+    return commit + ("+" if changed.stdout.strip() else "")
 
 
 class ProcessorTime(NamedTuple):

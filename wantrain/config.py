@@ -151,7 +151,7 @@ class BufferConfig(Fact):
     """A file in the run directory. With checkpoints, what changes between two of them takes room twice. What has no
     room in memory or file is sent in full at its next visit."""
     device: str = "0 B"
-    """A GPU's memory, for copies of entries; 0 lets the codec work in pinned host memory."""
+    """A GPU's memory, for copies of entries that stay between their uses; with 0 each is copied there for its use."""
     on_checkpoint: Literal["keep", "drop"] = "keep"
     """keep: a resumed run goes on with the very numbers. Entries in the file cost only what has changed since the last
     checkpoint; entries that are in memory alone are all written at every one. drop: a resumed run sends all anew."""

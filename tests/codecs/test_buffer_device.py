@@ -37,3 +37,18 @@ def test_what_is_forgotten_makes_room() -> None:
     tier.forget(1)
     tier.forget(2)
     assert torch.equal(tier.fetch(2, host(4)), host(4))
+
+
+def test_without_a_budget_an_entry_is_on_the_device_for_its_use_alone() -> None:
+    tier, memory = DeviceTier(CPU, 10, 0), host(1)
+    assert tier.num_bytes == 0
+    lent = tier.fetch(7, memory)
+    assert torch.equal(lent, host(1))
+    assert tier.fetch(7, host(2)).data_ptr() == lent.data_ptr()
+    lent.fill_(5)
+    tier.store(7, memory)
+    assert torch.equal(memory, host(5))
+    assert torch.equal(tier.fetch(7, host(3)), host(3))  # it was not kept
+    tier.reserve(8).fill_(4)
+    tier.forget(8)
+    assert torch.equal(tier.fetch(8, host(6)), host(6))

@@ -21,10 +21,11 @@ def no_wait() -> None:
 
 
 class DeviceTier:
-    """Slots in device memory; not for use by two threads at once."""
+    """Slots in device memory, or none (`num_entries` 0); not for use by two threads at once."""
 
     def __init__(self, device: torch.device, entry_bytes: int, num_entries: int) -> None:
         self._slots = torch.empty((num_entries, entry_bytes), dtype=torch.uint8, device=device)
+        self._lent: dict[int, Tensor] = {}
         self._free = list(range(len(self._slots)))
         self._places: dict[int, int] = {}
         self._in_use: set[int] = set()
@@ -35,6 +36,8 @@ class DeviceTier:
 
     def reserve(self, sample: int) -> Tensor:
         """Return a sample's device memory, to be written; it stays until `store` or `forget`."""
+        if not len(self._slots):
+            return self._lent.setdefault(sample, self._slots.new_empty(self._slots.shape[1]))
         if sample not in self._places:
             self._places[sample] = self._free.pop() if self._free else self._evict()
         self._in_use.add(sample)
@@ -42,15 +45,18 @@ class DeviceTier:
 
     def fetch(self, sample: int, host: Tensor) -> Tensor:
         """Return a sample's device memory with its entry in it."""
-        is_there = sample in self._places
+        is_there = sample in self._places or sample in self._lent
         memory = self.reserve(sample)
         return memory if is_there else memory.copy_(host, non_blocking=True)
 
     def store(self, sample: int, host: Tensor) -> Callable[[], None]:
         """Copy a sample's entry to the host; return what waits until it is there. The device may keep it, too."""
-        host.copy_(self._slots[self._places[sample]], non_blocking=True)
-        self._in_use.discard(sample)
-        self._places[sample] = self._places.pop(sample)
+        if sample in self._lent:
+            host.copy_(self._lent.pop(sample), non_blocking=True)
+        else:
+            host.copy_(self._slots[self._places[sample]], non_blocking=True)
+            self._in_use.discard(sample)
+            self._places[sample] = self._places.pop(sample)
         if not self._slots.is_cuda:
             return no_wait
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -58,6 +64,7 @@ class DeviceTier:
         return event.synchronize
 
     def forget(self, sample: int) -> None:
+        self._lent.pop(sample, None)
         self._in_use.discard(sample)
         if sample in self._places:
             self._free.append(self._places.pop(sample))

@@ -64,11 +64,16 @@ class Entry:
     is_reading: bool = False
     is_writing: bool = False
     arrive: Callable[[], None] = no_wait
-    """Waits until what the device holds is in memory."""
+    """Waits until what the device holds is in memory, and the digest, which was made before, is there."""
 
     @property
     def is_busy(self) -> bool:
         return self.is_reading or self.is_writing
+
+    def digest_now(self) -> int:
+        """Return the digest, once a device has made it: whoever asks may be on another stream than its kernel."""
+        self.arrive()
+        return int(self.digest)
 
 
 class Tiers:

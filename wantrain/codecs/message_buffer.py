@@ -86,7 +86,8 @@ class MessageBuffer:
         """`layer` is the first one after the boundary; it and `name` (side and replica) are what checkpoints know the
         buffer by, and unique in `folder`. Without a folder, or file_bytes, there is no file.
 
-        Entries are handed out on `device` if `device_bytes` are given, else in host memory, pinned if that is a GPU.
+        Entries are handed out on `device`, where copies of as many as `device_bytes` hold stay between their uses; the
+        host memory of a GPU's is pinned.
         `on_problem` is told in one line, in any thread, of a file that is damaged or full. Raise ConfigError where a
         budget holds no entry, or the file can't be opened.
         """
@@ -94,8 +95,9 @@ class MessageBuffer:
         ram_slots = _num_entries("ram", ram_bytes, slot_bytes(entry_bytes))
         file_slots = _num_entries("file", file_bytes, slot_bytes(entry_bytes)) if folder and file_bytes else 0
         place, tier = torch.device(device), None
-        if device_bytes:
-            tier = DeviceTier(place, entry_bytes, _num_entries("device", device_bytes, entry_bytes))
+        if device_bytes or place.type != "cpu":
+            num_kept = _num_entries("device", device_bytes, entry_bytes) if device_bytes else 0
+            tier = DeviceTier(place, entry_bytes, num_kept)
         self._tiers = Tiers(
             self.key,
             Arena(ram_slots, entry_bytes, place),
@@ -268,12 +270,12 @@ class MessageBuffer:
 
 
 def _known(entry: Entry | None) -> Known | None:
-    return None if entry is None or entry.is_held else Known(entry.sequence, int(entry.digest))
+    return None if entry is None or entry.is_held else Known(entry.sequence, entry.digest_now())
 
 
 def _record(sample: int, entry: Entry, beside: dict[int, int]) -> Record:
     place = -1 - beside[sample] if entry.home is None else entry.home
-    return Record(sample, entry.sequence, int(entry.digest), entry.checksum, place)
+    return Record(sample, entry.sequence, entry.digest_now(), entry.checksum, place)
 
 
 def _num_entries(tier: str, budget_bytes: int, entry_bytes: int) -> int:

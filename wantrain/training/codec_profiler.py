@@ -44,7 +44,7 @@ def measure_codecs(device: torch.device) -> CodecSpeed:
     """Measure on `device`, with the threads that torch now has."""
     tensor = torch.randn(_SHAPE, device=device)
     direct_speeds = _values_per_s(_Ends(make_codec(_DIRECT), make_codec(_DIRECT), []), tensor, device)
-    with closing(_remembering()) as sent, closing(_remembering()) as received:
+    with closing(_remembering(device)) as sent, closing(_remembering(device)) as received:
         sender, receiver = (AqsgdCodec(parse_codec(_DELTA), buffer) for buffer in (sent, received))
         delta_speeds = _values_per_s(_Ends(sender, receiver, [0]), tensor, device)
     return CodecSpeed(
@@ -55,9 +55,9 @@ def measure_codecs(device: torch.device) -> CodecSpeed:
     )
 
 
-def _remembering() -> MessageBuffer:
+def _remembering(device: torch.device) -> MessageBuffer:
     entry_bytes = entry_bytes_of(parse_codec(_DELTA), _SHAPE[1:])
-    return MessageBuffer(1, entry_bytes, ram_bytes=4 * slot_bytes(entry_bytes))
+    return MessageBuffer(1, entry_bytes, ram_bytes=4 * slot_bytes(entry_bytes), device=device)
 
 
 def _values_per_s(ends: _Ends, tensor: Tensor, device: torch.device) -> tuple[float, float]:

@@ -89,7 +89,7 @@ if ! has pytest; then
 elif wants tests; then
   spread=()
   has xdist && spread=(-n "$(nproc)")
-  stage 'kernels: all tests on the GPU' 180 "$python" -m pytest tests/kernels -o addopts= -o filterwarnings= \
+  stage 'kernels: all tests on the GPU' 300 "$python" -m pytest tests/kernels -o addopts= -o filterwarnings= \
     -p no:cacheprovider -q --durations=10 -m 'not slow' "${spread[@]}"
 fi
 

@@ -114,10 +114,9 @@ def train(case: Case, rank: int) -> tuple[Losses, int]:
         said.append(sum(loss.item() for loss in losses))
         if step == 1 and is_single:  # a validation between two steps, of samples that nobody remembers
             schedule.eval(*args, **({"target": targets} if is_last else {}))
-    sent = codecs.bytes_sent if codecs is not None else 0
     if codecs is not None:
-        codecs.close()
-    return (said if is_last else []), sent
+        codecs.close()  # by then all has left
+    return (said if is_last else []), codecs.bytes_sent if codecs is not None else 0
 
 
 def be_a_rank(rank: int, port: int, results: Any) -> None:

@@ -43,7 +43,7 @@ class Group:
         options._timeout = timedelta(seconds=timeout_s)
         options._threads = 1  # they serve collectives, of which there are none
         options._devices = [device.handle]
-        self._group = gloo(PrefixStore(name, private_store(store)), rank, size, options)
+        self._group = gloo(PrefixStore(name, store), rank, size, options)
 
     def send(self, message: Tensor, to: int, tag: int) -> Work:
         """Start to send; the handle and the tensor must be kept until it was waited for."""

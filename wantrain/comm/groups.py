@@ -24,7 +24,7 @@ from torch.distributed import Work
 from torch.distributed.rendezvous import rendezvous
 
 from wantrain.comm.channel import Channel, SendEvent
-from wantrain.comm.gloo import Device, Group, reason
+from wantrain.comm.gloo import Device, Group, private_store, reason
 from wantrain.comm.meeting import meet
 from wantrain.comm.sender import Sender
 from wantrain.comm.torch_channel import open_channel
@@ -275,7 +275,7 @@ def _connect(store: Store, rank: int, world_size: int, address: str | None, time
     if world_size == 1:
         return None
     try:
-        return Group(store, "all", rank, world_size, Device(address), timeout_s)
+        return Group(private_store(store), "all", rank, world_size, Device(address), timeout_s)
     except RuntimeError as caught:
         raise ChannelError(
             f"not all {world_size} workers came within {timeout_s:g} s ({reason(caught)}); are all running?"

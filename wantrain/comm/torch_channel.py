@@ -15,7 +15,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -206,7 +205,9 @@ def open_channel(
 ) -> TorchChannel:
     """Connect to the peer that opens the channel of the same name; one of them is rank 0 in the pair, one rank 1.
 
-    Any number of channels may be opened at once from several threads, in any order. `address` is the local one to
+    Any number of channels may be opened at once from several threads, in any order. A channel's connections are made
+    one after the other, over one connection to the store: torch's store asks its name service who each newcomer is
+    before it serves another, which takes seconds where the service is slow. `address` is the local one to
     listen on, by default that of GLOO_SOCKET_IFNAME, or of the host's name. Raise ChannelError where the peer doesn't
     come, ConfigError where it asks for another transport.
     """
@@ -220,8 +221,7 @@ def open_channel(
         return Connection(group, rank_in_pair, transport)
 
     try:
-        with ThreadPoolExecutor(transport.num_connections) as pool:
-            connections = list(pool.map(connect, range(transport.num_connections)))
+        connections = [connect(number) for number in range(transport.num_connections)]
     except RuntimeError as caught:
         raise ChannelError(f"can't connect to '{peer}' ({reason(caught)}); do the workers reach each other?") from None
     outlet = sender.open(priority, transport.chunk_bytes, transport.num_connections)

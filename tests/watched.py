@@ -15,19 +15,12 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.small_run import write_run
 from wantrain.run_directory import RunDirectory, StepRecord
 
 PATIENCE_S = 500.0
 
-CONFIG = """
-name = "watched"
-[model]
-num_layers = 2
-hidden = 32
-num_heads = 2
-seq_len = 32
-[data]
-source = "{text}"
+SECTIONS = """
 [training]
 steps = 100000
 batch_size = 8
@@ -54,9 +47,7 @@ class WatchedRun:
     """`wantrain launch` in a process of its own, which trains until it is told to stop."""
 
     def __init__(self, folder: Path, codec: str = "raw:bf16", environment: dict[str, str] | None = None) -> None:
-        (folder / "text.txt").write_text("".join(f"{i} squared is {i * i}.\n" for i in range(2000)))
-        config = folder / "run.toml"
-        config.write_text(CONFIG.format(text=folder / "text.txt", codec=codec))
+        config = write_run(folder / "run.toml", SECTIONS.format(codec=codec), "watched")
         self.run = RunDirectory(folder / "run")
         argv = [sys.executable, "-m", "wantrain", "launch", str(config), "--no-emulation", "--run-dir", self.run.path]
         pipe = subprocess.PIPE

@@ -116,6 +116,15 @@ def test_silent_rank_is_named(both: Both) -> None:
         members[0].all_exchange([1.0], 0.2, "step times")
 
 
+def test_a_rank_that_does_not_answer_is_named(both: Both) -> None:
+    store, names = HashStore(), ["paris-0", "tokyo-0"]
+    one, _ = both(
+        *[lambda rank=rank: TorchMembership(store, rank, 2, "127.0.0.1", TIMEOUT_S, names) for rank in range(2)]
+    )
+    with pytest.raises(ChannelError, match=r"worker 'tokyo-0' did not answer within 0\.2 s"):
+        one.gather("here", 0.2)  # type: ignore[attr-defined]
+
+
 def test_alone_needs_nobody() -> None:
     member = TorchMembership(HashStore(), 0, 1, None, TIMEOUT_S)
     assert member.all_exchange([3.0], TIMEOUT_S) == [[3.0]]

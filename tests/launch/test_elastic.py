@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch.test_launch import CONFIG
+from tests.small_run import write_run
 from wantrain.netem.sandbox import die_with_parent
 from wantrain.run_directory import RunDirectory
 
@@ -23,6 +23,20 @@ pytestmark = [
 ]
 
 STEPS = 100
+
+SECTIONS = f"""
+[training]
+steps = {STEPS}
+batch_size = 8
+num_lanes = 4
+validation_samples = 8
+[parallel]
+topology = "two_sites"
+num_stages = 2
+timeout_s = 300
+[checkpoint]
+every = 5
+"""
 
 
 def free_port() -> int:
@@ -36,10 +50,7 @@ def workers_of(agent: subprocess.Popen[bytes]) -> list[int]:
 
 
 def test_a_killed_worker_is_started_again_and_the_job_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
-    (tmp_path / "text.txt").write_text("".join(f"{i} squared is {i * i}.\n" for i in range(2000)))
-    text = CONFIG.format(text=tmp_path / "text.txt", topology="two_sites").replace("num_replicas = 2", "")
-    text = text.replace("steps = 40", f"steps = {STEPS}").replace("timeout_s = 30", "timeout_s = 300")
-    (tmp_path / "run.toml").write_text(text)
+    write_run(tmp_path / "run.toml", SECTIONS)
     run = RunDirectory(tmp_path / "run")
     argv = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "1", "--nproc-per-node", "2"]
     argv += ["--max-restarts", "2", "--master-addr", "127.0.0.1", "--master-port", str(free_port())]

@@ -19,6 +19,7 @@ import torch
 
 from tests.jobs import make_trainer, run_ranks
 from tests.launch.ray_nodes import WORKERS, Nodes, processes
+from tests.small_run import write_run
 from wantrain.comm.loopback import LoopbackJob
 from wantrain.config import RunConfig
 from wantrain.plan import Plan
@@ -57,15 +58,7 @@ latency = "0.1 ms"
 """
 """Computing so slow that every worker is used."""
 
-CONFIG = """
-name = "mini"
-[model]
-num_layers = 2
-hidden = 32
-num_heads = 2
-seq_len = 32
-[data]
-source = "{text}"
+SECTIONS = """
 [training]
 steps = {steps}
 batch_size = 8
@@ -121,10 +114,8 @@ def nodes() -> Iterator[Nodes]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ray")
-    (folder / "text.txt").write_text("".join(f"{i} squared is {i * i}.\n" for i in range(2000)))
     (folder / "topology.toml").write_text(TOPOLOGY)
-    values = {"text": folder / "text.txt", "topology": folder / "topology.toml", "steps": STEPS}
-    (folder / "run.toml").write_text(CONFIG.format(**values))
+    write_run(folder / "run.toml", SECTIONS.format(topology=folder / "topology.toml", steps=STEPS))
     return folder
 
 

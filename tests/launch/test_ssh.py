@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.launch.ssh_lab import ADDRESSES, PATH, ROOT, Lab, missing, wait_for
+from tests.small_run import write_run
 from wantrain.run_directory import RunDirectory
 
 pytestmark = [
@@ -23,15 +24,7 @@ pytestmark = [
     pytest.mark.timeout(1800),
 ]
 
-CONFIG = """
-name = "mini"
-[model]
-num_layers = 2
-hidden = 32
-num_heads = 2
-seq_len = 32
-[data]
-source = "{folder}/text.txt"
+SECTIONS = """
 [training]
 steps = 60
 batch_size = 4
@@ -188,9 +181,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     if lacking := missing():
         pytest.fail(f"{lacking} missing; apt-get install openssh-server openssh-client iproute2 util-linux")
     folder = tmp_path_factory.mktemp("lab")
-    (folder / "text.txt").write_text("".join(f"{i} squared is {i * i}.\n" for i in range(2000)))
     (folder / "topology.toml").write_text(TOPOLOGY)
-    (folder / "run.toml").write_text(CONFIG.format(folder=folder))
+    write_run(folder / "run.toml", SECTIONS.format(folder=folder))
     lab = Lab(folder)
     yield lab
     lab.close()

@@ -13,6 +13,7 @@ import os
 import socket
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -141,19 +142,23 @@ class TorchMembership(Membership):
         """Leave the value in the store and take everyone's."""
         number = self._num_gathers
         self._num_gathers += 1
-        values: list[Any] = []
+        keys = [f"gather/{number}/{rank}" for rank in range(self.world_size)]
         try:
-            self.store.set(f"gather/{number}/{self.rank}", json.dumps(value))
-            while len(values) < self.world_size:
-                key = f"gather/{number}/{len(values)}"
-                self.store.wait([key], timedelta(seconds=timeout_s))
-                values.append(json.loads(self.store.get(key)))
+            self.store.set(keys[self.rank], json.dumps(value))
+            self.store.wait(keys, timedelta(seconds=timeout_s))  # together: across an ocean every question counts
+            return [json.loads(value) for value in self.store.multi_get(keys)]
         except RuntimeError as caught:
-            who = self._names[len(values)]
             raise ChannelError(
-                f"{who} did not answer within {timeout_s:g} s ({reason(caught)}); is it running?"
+                f"{self._missing(keys)} did not answer within {timeout_s:g} s ({reason(caught)}); is it running?"
             ) from None
-        return values
+
+    def _missing(self, keys: Sequence[str]) -> str:
+        """Return whose key is missing first; where the store itself is gone, it is rank 0, which keeps it."""
+        with suppress(RuntimeError):
+            for name, key in zip(self._names, keys, strict=True):
+                if not self.store.check([key]):
+                    return name
+        return self._names[0]
 
     def open_channel(
         self, name: str, peer_rank: int, peer: str, transport: Transport, sender: Sender, priority: int,

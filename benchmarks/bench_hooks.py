@@ -87,7 +87,7 @@ def train_missing(args: argparse.Namespace) -> None:
     experiment = make_experiment(args)
     same = identity(experiment, args.data, seed=args.seed)
     there = {one["run"] for one in _curves(read_results(NAME, args.out)) if one["experiment"] == same}
-    for name in HOOKS:
+    for name in args.hook:
         if name in there:
             continue
         began = time.monotonic()
@@ -151,6 +151,9 @@ def main() -> None:
     parser.add_argument(
         "--uplink", type=text_of(parse_bytes_per_s), default="100 Mbit/s", help="of every worker (default: %(default)s)"
     )
+    parser.add_argument(
+        "--hook", action="append", choices=HOOKS, metavar="NAME", help="train with this one alone; may be repeated"
+    )
     parser.add_argument("--timed-steps", type=int, default=5, help="of which the first two don't count")
     parser.add_argument("--only", choices=("train", "steps"), help="the losses alone, or the steps alone")
     parser.add_argument("--table", action="store_true", help="only print what is there")
@@ -158,6 +161,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.timed_steps < 3:
         parser.error("the first two steps don't count; give at least three")
+    args.hook = args.hook or list(HOOKS)
     if not args.table and args.only != "steps":
         train_missing(args)
     if not args.table and args.only != "train":

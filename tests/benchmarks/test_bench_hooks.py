@@ -9,7 +9,6 @@ import pytest
 
 from bench_hooks import NAME, PLAIN, REPLICAS, step_seconds, table
 from harness import read_results
-from peers.ddp import HOOKS
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -51,15 +50,17 @@ def test_steps_are_the_newest_of_the_same_model_and_network() -> None:
 
 
 @pytest.mark.slow
-def test_every_hook_trains_and_is_not_trained_again(tmp_path: Path) -> None:
+def test_every_kind_of_hook_trains_and_is_not_trained_again(tmp_path: Path) -> None:
+    kinds = [PLAIN, "torch DDP, PowerSGD hook", WANTRAIN]
     command = [
         sys.executable, str(BENCHMARKS / "bench_hooks.py"), "--model", "gpt_tiny", "--steps", "15", "--samples", "64",
         "--validation-samples", "4", "--only", "train", "--out", str(tmp_path),
+        *(word for kind in kinds for word in ("--hook", kind)),
     ]  # fmt: skip
     for _ in range(2):
         subprocess.run(command, check=True, capture_output=True)
         records = read_results(NAME, tmp_path)
-        assert [record["run"] for record in records] == list(HOOKS)
+        assert [record["run"] for record in records] == kinds
     for record in records:
         losses = [loss for _, loss in record["losses"]]
         assert losses[-1] < losses[0] < 6

@@ -140,9 +140,9 @@ def _inside(file: str) -> int:
 
 def _work(file: str) -> None:
     """Be one worker: train, then write the steps and the last one's events beside the job."""
-    import torch
+    from wantrain.training.loop import set_up_process
 
-    torch.set_num_threads(1)
+    set_up_process(1)
     job, worker = _job(file), os.environ["WANTRAIN_WORKER"]
     if job.is_reference:
         use_reference_kernels()

@@ -103,18 +103,10 @@ def prediction_rows(records: list[Record]) -> Iterator[str]:
 
 def planning_rows(records: list[Record]) -> Iterator[str]:
     """Yield the table of placements that ran beside each other, and what advice and break-even came to."""
+    placements = [record for record in records if record["benchmark"] == "placement"]
+    for record in newest(placements, lambda one: (one.get("model"), one.get("machines"))):
+        yield from _placement_rows(record)
     found = {record["benchmark"]: record for record in records}
-    if "placement" in found:
-        entries = found["placement"]["entries"]
-        best = entries[0]["step_s"]["median"]
-        workers = len(entries[0]["workers"])
-        yield f"{workers} workers of uneven speed in eight regions, one plan after the other with the same codecs:\n"
-        yield _row(["placement", "predicted", "measured", "error", "times planned", "stolen"])
-        yield _row(["---"] * 6)
-        for one in entries:
-            times = f"{one['step_s']['median'] / best:.2f}"
-            yield _row([one["name"], *_predicted_and_measured(one), times, f"{one['stolen']:.0%}"])
-        yield f"\n`wantrain bench planning --placement` prints it{_where(found['placement'])}.\n"
     if "break_even" in found:
         one = found["break_even"]
         predicted, measured = (format_bandwidth(one[key]) for key in ("predicted", "measured"))
@@ -128,6 +120,25 @@ def planning_rows(records: list[Record]) -> Iterator[str]:
             f"What would help most, it was said: {one['advice']}. So changed, the step took {one['measured']:.1%} less"
             " (`wantrain bench planning --advice`).\n"
         )
+
+
+def _placement_rows(record: Record) -> Iterator[str]:
+    entries = record["entries"]
+    workers = len(entries[0]["workers"])
+    shape, command = "", "wantrain bench planning --placement"
+    if record.get("model"):
+        stages = entries[0]["stages"]
+        shape = f", shapes of {record['model']}, {stages} stages × {workers // stages}"
+        options = {key: record[key] for key in ("machines", "model", "microbatch_size", "batch_size")}
+        options |= {"stages": stages, "replicas": workers // stages}
+        command += "".join(f" --{key.replace('_', '-')} {value}" for key, value in options.items())
+    yield f"{workers} workers of uneven speed in eight regions{shape}, one plan after the other with the same codecs:\n"
+    yield _row(["placement", "predicted", "measured", "error", "times planned", "stolen"])
+    yield _row(["---"] * 6)
+    for one in entries:
+        times = f"{one['step_s']['median'] / entries[0]['step_s']['median']:.2f}"
+        yield _row([one["name"], *_predicted_and_measured(one), times, f"{one['stolen']:.0%}"])
+    yield f"\n`{command}` prints it{_where(record)}.\n"
 
 
 def data_parallel_rows(records: list[Record]) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import time
 
 import pytest
 
@@ -52,3 +53,21 @@ def test_missing_programs_name_the_package(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_single_core_is_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
     assert doctor._machine().state == "limited"
+
+
+def test_a_name_service_that_loses_questions_is_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def lost_at_last(place: tuple[str, int], _flags: int) -> tuple[str, str]:
+        asked.append(place[0])
+        if len(asked) == 3:
+            time.sleep(0.1)
+        return place[0], "0"
+
+    monkeypatch.setattr("socket.getnameinfo", lost_at_last)
+    assert doctor._names().state == "ok"
+    asked.clear()
+    monkeypatch.setattr(doctor, "_SLOW_ANSWER_S", 0.05)
+    finding = doctor._names()
+    assert (finding.state, len(asked)) == ("limited", 3)
+    assert "/etc/hosts" in finding.remedy

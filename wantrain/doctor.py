@@ -7,15 +7,27 @@ import importlib.util
 import json
 import os
 import shutil
+import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from wantrain.errors import WantrainError
-from wantrain.units import format_bandwidth, format_bytes
+from wantrain.units import format_bandwidth, format_bytes, format_time
 
 _MARKS = {"ok": "✓", "limited": "–", "missing": "✗"}
+
+_NOBODYS_NETWORK = "192.0.2"
+"""Reserved for documentation (RFC 5737): no name service knows its addresses."""
+
+_QUESTIONS = 64
+"""Chosen: as many connections as the start of some ten workers makes; some services answer 50 in a row, then none."""
+
+_SLOW_ANSWER_S = 1.0
+"""Chosen: a resolver repeats a lost question after 5 s; one that answers does so within a round trip or two."""
 
 
 class Finding(NamedTuple):
@@ -43,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
 def examine() -> Iterator[Finding]:
     """Look at everything wantrain depends on."""
     checks: list[Callable[[], Finding]] = [
-        _python, _machine, _torch, _gpu, _sandbox, _programs, _delay, _buffers, _disk, _extras
+        _python, _machine, _torch, _gpu, _sandbox, _programs, _delay, _buffers, _names, _disk, _extras
     ]  # fmt: skip
     for check in checks:
         yield check()
@@ -134,6 +146,22 @@ def _buffers() -> Finding:
     reached = format_bandwidth(0.65 * most / 0.1)  # a third of the buffer is the kernel's own bookkeeping
     detail = f"{format_bytes(most)} to send: about {reached} for one connection at 50 ms one way"
     return Finding("TCP buffers", "ok", f"{detail} (wantrain opens several)")
+
+
+def _names() -> Finding:
+    """How long the name service takes over an address that it doesn't know, asked as often as a job's start does."""
+    slowest_s = 0.0
+    for last in range(1, _QUESTIONS + 1):
+        began_s = time.monotonic()
+        with suppress(OSError):
+            socket.getnameinfo((f"{_NOBODYS_NETWORK}.{last}", 0), 0)
+        slowest_s = max(slowest_s, time.monotonic() - began_s)
+        if slowest_s > _SLOW_ANSWER_S:
+            return Finding(
+                "name service", "limited", f"takes {format_time(slowest_s)} over an address it doesn't know",
+                "torch asks for each connection to a job's first worker: list the workers there in /etc/hosts",
+            )  # fmt: skip
+    return Finding("name service", "ok", f"answers within {format_time(slowest_s)}")
 
 
 def _disk() -> Finding:

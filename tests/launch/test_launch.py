@@ -37,10 +37,10 @@ def test_values_said_on_the_command_line_hold_inside_and_when_resumed(launch: La
     assert len(launch.losses("run", 1)) == 6
     config = RunConfig.load(RunDirectory(launch.folder / "run").config)
     assert (config.name, config.training.steps, config.parallel.num_replicas) == ("other", 6, 1)
-    status, said = launch.run("run", *small, "training.steps=9", "--resume")
+    status, said = launch.run("run", *small, "training.steps=9", "--resume", "--no-emulation")
     assert status == 0, said
     assert len(launch.losses("run", 1)) == 9
-    status, said = launch.run("run", *small, "model.num_heads=4", "--resume")
+    status, said = launch.run("run", *small, "model.num_heads=4", "--resume", "--no-emulation")
     assert status == 2
     assert "the checkpoint has another model" in said
 

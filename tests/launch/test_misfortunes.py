@@ -51,7 +51,7 @@ def endings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Ending]]:
         launch.wait_for_step(process, "run", max(step, len(launch.losses("run")) + 2))
         happens(launch, process)
         endings.append(launch.ending(process, "run", patience_s))
-    endings.append(launch.ending(launch.start("run", "--resume"), "run", 0))
+    endings.append(launch.ending(launch.start("run", "--resume", "--no-emulation"), "run", 0))
     yield endings
     launch.close()
 

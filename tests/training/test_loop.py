@@ -290,7 +290,7 @@ def test_ranks_with_other_text_are_refused(tmp_path: Path) -> None:
 
     def body(rank: int) -> None:
         trainer = make_trainer(plan, job.member(rank), rank, model=config.model)
-        trainer.agree("the training text", f"digest {rank}")
+        trainer.agree({"the plan": "one", "the training text": f"digest {rank}"})
 
     with pytest.raises(PlanError, match="the training text of worker 'w-1' differs"):
         run_ranks(2, body)

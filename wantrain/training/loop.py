@@ -253,9 +253,13 @@ def train(
     config = job.config
     tokens, samples, held_out = open_data(config)
     held_out = judged(held_out, job.plan)
-    trainer.agree("the plan", job.plan.model_dump_json(exclude={"prediction"}))
-    trainer.agree("the training text", tokens.digest)
-    trainer.agree("the run file", _what_all_share(config))
+    trainer.agree(
+        {
+            "the plan": job.plan.model_dump_json(exclude={"prediction"}),
+            "the training text": tokens.digest,
+            "the run file": _what_all_share(config),
+        }
+    )
     training = config.training
     checkpoints = RunCheckpoints(trainer, config, run_directory)
     is_resumed = any(trainer.gather(is_resumed))  # a machine that came back counts no restart of its own

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+import xxhash
 from torch import Tensor, nn
 
 from wantrain.codecs.codec import prepare_codecs
@@ -232,13 +233,15 @@ class Trainer:
         """Return every rank's value, in order; values are plain data, small, and rarely gathered."""
         return self.membership.gather(value, self.timeout_s)
 
-    def agree(self, what: str, value: str) -> None:
-        """Raise PlanError where another rank's value differs from this one's."""
-        for rank, other in enumerate(self.gather(value)):
-            if other != value:
-                raise PlanError(
-                    f"{what} of worker '{self.plan.workers[rank]}' differs from this worker's; use the same"
-                )
+    def agree(self, values: Mapping[str, str]) -> None:
+        """Raise PlanError where one of another rank's values, by what they are, differs from this one's."""
+        own = {what: xxhash.xxh3_64_hexdigest(value.encode()) for what, value in values.items()}
+        for rank, other in enumerate(self.gather(own)):
+            for what, digest in own.items():
+                if other[what] != digest:
+                    raise PlanError(
+                        f"{what} of worker '{self.plan.workers[rank]}' differs from this worker's; use the same"
+                    )
 
     def set_learning_rate(self, rate: float) -> None:
         """Set the rate of the next update."""

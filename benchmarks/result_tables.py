@@ -130,9 +130,12 @@ def _placement_rows(record: Record) -> Iterator[str]:
         stages = entries[0]["stages"]
         shape = f", shapes of {record['model']}, {stages} stages × {workers // stages}"
         options = {key: record[key] for key in ("machines", "model", "microbatch_size", "batch_size")}
-        options |= {"stages": stages, "replicas": workers // stages}
+        options |= {"stages": stages, "replicas": workers // stages, "dilation": f"{record['dilation']:g}"}
         command += "".join(f" --{key.replace('_', '-')} {value}" for key, value in options.items())
-    yield f"{workers} workers of uneven speed in eight regions{shape}, one plan after the other with the same codecs:\n"
+    yield (
+        f"{workers} workers of uneven speed in eight regions{shape}, one plan after the other with the same codecs, all"
+        f" slowed {record['dilation']:g}×:\n"
+    )
     yield _row(["placement", "predicted", "measured", "error", "times planned", "stolen"])
     yield _row(["---"] * 6)
     for one in entries:

@@ -67,7 +67,7 @@ def test_a_name_service_that_loses_questions_is_a_limit(monkeypatch: pytest.Monk
     monkeypatch.setattr("socket.getnameinfo", lost_at_last)
     assert doctor._names().state == "ok"
     asked.clear()
-    monkeypatch.setattr(doctor, "_SLOW_ANSWER_S", 0.05)
+    monkeypatch.setattr(doctor, "_SLOW_ANSWERS_S", 0.05)
     finding = doctor._names()
     assert (finding.state, len(asked)) == ("limited", 3)
     assert "/etc/hosts" in finding.remedy

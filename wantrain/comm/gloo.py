@@ -37,7 +37,10 @@ class Group:
     """Connections among `size` processes, one to each; tensors sent are uint8 or float64, contiguous, on the CPU."""
 
     def __init__(self, store: Store, name: str, rank: int, size: int, device: Device, timeout_s: float) -> None:
-        """Connect; raise RuntimeError where somebody doesn't come within `timeout_s`."""
+        """Connect over a store that no other thread uses meanwhile (`private_store`).
+
+        Raise RuntimeError where somebody doesn't come within `timeout_s`.
+        """
         gloo = cast(Any, ProcessGroupGloo)
         options = gloo._Options()
         options._timeout = timedelta(seconds=timeout_s)

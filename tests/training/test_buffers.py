@@ -234,7 +234,7 @@ def test_a_disk_that_fills_up_is_one_line_and_leaves_the_previous_checkpoint_who
         raise OSError(28, os.strerror(28))
 
     run = Run(tmp_path)
-    with run.buffers("sender-0", ram=20) as (buffer,):
+    with run.buffers("sender-0", ram=40) as (buffer,):  # so much that nothing is written before a save
         visitor = Visitor(buffer)
         visitor.visit(range(12))
         run.save(1, buffer)
@@ -246,7 +246,7 @@ def test_a_disk_that_fills_up_is_one_line_and_leaves_the_previous_checkpoint_who
                 run.save(2, buffer)
         run.checkpoints.abandon(2)
         visitor.visit(range(12))
-    with run.buffers("sender-0", ram=20) as (buffer,):
+    with run.buffers("sender-0", ram=40) as (buffer,):
         assert run.load(buffer) == []
         again = Visitor(buffer)
         again.truth = then

@@ -35,8 +35,8 @@ def _power_sgd(rank: int, ddp: DistributedDataParallel) -> None:
     ddp.register_comm_hook(state, powerSGD_hook)
 
 
-def _wantrain(codec: str, ddp: DistributedDataParallel) -> None:
-    ddp.register_comm_hook(wantrain_ddp.State(codec), wantrain_ddp.hook)
+def _wantrain(codec: str, rank: int | None, ddp: DistributedDataParallel) -> None:
+    ddp.register_comm_hook(wantrain_ddp.State(codec, rank=rank), wantrain_ddp.hook)
 
 
 _ONE_BUCKET_MB = 100_000
@@ -47,10 +47,11 @@ HOOKS: dict[str, Callable[[DistributedDataParallel], None]] = {
     "torch DDP, fp16 hook": _fp16,
     "torch DDP, PowerSGD hook": partial(_power_sgd, 4),
     "torch DDP, PowerSGD hook, rank 16": partial(_power_sgd, 16),
-    "torch DDP, wantrain hook": partial(_wantrain, "error_feedback:quantized:4"),
-    "torch DDP, wantrain hook, 2 bits": partial(_wantrain, "error_feedback:hadamard:2"),
+    "torch DDP, wantrain hook": partial(_wantrain, "error_feedback:quantized:4", None),
+    "torch DDP, wantrain hook, 2 bits": partial(_wantrain, "error_feedback:hadamard:2", None),
+    "torch DDP, wantrain hook, rank 16": partial(_wantrain, "quantized:4", 16),
 }
-"""PowerSGD's is of rank 4 where nothing is said, wantrain's of 4 bits."""
+"""PowerSGD's is of rank 4 where nothing is said, wantrain's of 4 bits, with a rank too."""
 
 
 def with_hook(name: str, model: nn.Module) -> DistributedDataParallel:

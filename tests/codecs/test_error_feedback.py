@@ -85,6 +85,14 @@ def test_a_new_process_with_the_old_residual_sends_the_same_bytes(name: str) -> 
     assert torch.equal(residual, copied)
 
 
+def test_tensors_with_and_without_a_residual_may_take_turns() -> None:
+    sender, receiver = ErrorFeedback("quantized:4"), make_codec("quantized:4")
+    for step, residual in enumerate((None, torch.zeros(1000), None, torch.zeros(1000))):
+        arrived = receiver.decode(sender.encode(gradient(step), residual, step))
+        if residual is not None:
+            torch.testing.assert_close(arrived + residual, gradient(step))
+
+
 def test_without_a_residual_the_values_are_sent_as_they_are_and_left_alone() -> None:
     values = gradient(0)
     payload = ErrorFeedback("quantized:4").encode(values, None, 0)

@@ -43,6 +43,7 @@ class Training(NamedTuple):
 
     codec: str | None
     dtype: torch.dtype = torch.float32
+    rank: int | None = None
 
 
 class Outcome(NamedTuple):
@@ -57,6 +58,7 @@ TRAININGS = {
     "raw": Training("raw:fp32"),
     "4 bits": Training("error_feedback:quantized:4"),
     "8 bits of bf16": Training("error_feedback:quantized:8", torch.bfloat16),
+    "rank 8 of 4 bits": Training("quantized:4", rank=8),
 }
 
 
@@ -65,7 +67,7 @@ def train(training: Training) -> tuple[list[float], Weights]:
     model = make_model(training.dtype)
     wrapped = DistributedDataParallel(model, bucket_cap_mb=0.02)  # type: ignore[arg-type]  # several buckets
     if training.codec is not None:
-        state = ddp.State(training.codec, timeout_s=TIMEOUT_S)
+        state = ddp.State(training.codec, rank=training.rank, timeout_s=TIMEOUT_S)
         wrapped.register_comm_hook(state, ddp.hook)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     generator = torch.Generator().manual_seed(1 + dist.get_rank())
@@ -138,11 +140,20 @@ def test_gradients_in_bf16_are_averaged_too(trained: dict[str, Outcome]) -> None
     assert losses[-1] < 0.6 * losses[0]
 
 
+def test_matrices_as_factors_of_four_bits_train_too(trained: dict[str, Outcome]) -> None:
+    losses, weights = trained["rank 8 of 4 bits"]
+    assert weights[0] == weights[1] == weights[2]
+    assert weights[0] != trained["4 bits"].weights[0]
+    assert losses[-1] < 0.6 * losses[0]
+
+
 def test_what_cannot_work_is_refused_in_one_line() -> None:
     with pytest.raises(ConfigError, match="call init_process_group first"):
         ddp.State()
     with pytest.raises(WantrainError, match="aqsgd"):
         ddp.State("aqsgd:4")
+    with pytest.raises(ConfigError, match="rank must be at least 1"):
+        ddp.State(rank=0)
 
 
 def test_the_program_in_the_docs_runs_as_it_stands(tmp_path: Path) -> None:

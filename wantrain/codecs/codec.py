@@ -101,6 +101,10 @@ class Codec(ABC):
         self._num_decoded += 1
         return self._read_body(header, payload[wire.HEADER_BYTES :].to(device), sample_ids)
 
+    def pass_over(self) -> None:
+        """Count a payload as decoded that this end has no need to see."""
+        self._num_decoded += 1
+
     @abstractmethod
     def _write_body(self, tensor: Tensor, sample_ids: Sequence[int], first: int, body: Tensor) -> None:
         """Fill `body` (uint8, of the size that wire.body_bytes says); every byte of it.

@@ -43,6 +43,7 @@ class ErrorFeedback:
         """
         if residual is None:
             self._encoder.moment = moment
+            self._mirror.pass_over()
             return self._encoder.encode(values)
         return self.encode_and_decode(values, residual, moment)[0]
 

@@ -27,6 +27,7 @@ from harness import append_result, spread
 from wantrain.comm.channel import Channel
 from wantrain.comm.groups import Membership, join
 from wantrain.comm.sender import Sender
+from wantrain.comm.torch_channel import Opening
 from wantrain.topology import Topology
 from wantrain.wire import Transport, transport_for
 
@@ -65,7 +66,7 @@ def chosen_transport(arguments: argparse.Namespace) -> Transport:
 @contextmanager
 def channel_to_other(membership: Membership, name: str, transport: Transport) -> Iterator[Channel]:
     peer = 1 - membership.rank
-    channel = membership.open_channel(name, peer, f"rank {peer}", transport, Sender(), 0, TIMEOUT_S, None)
+    (channel,) = membership.open_channels([Opening(name, peer, f"rank {peer}", Sender(), transport)], TIMEOUT_S)
     yield channel
     channel.close(TIMEOUT_S)
 

@@ -49,7 +49,7 @@ HOOKS: dict[str, Callable[[DistributedDataParallel], None]] = {
     "torch DDP, PowerSGD hook, rank 16": partial(_power_sgd, 16),
     "torch DDP, wantrain hook": partial(_wantrain, "error_feedback:quantized:4", None),
     "torch DDP, wantrain hook, 2 bits": partial(_wantrain, "error_feedback:hadamard:2", None),
-    "torch DDP, wantrain hook, rank 16": partial(_wantrain, "quantized:4", 16),
+    "torch DDP, wantrain hook, rank 32": partial(_wantrain, "quantized:4", 32),
 }
 """PowerSGD's is of rank 4 where nothing is said, wantrain's of 4 bits, with a rank too."""
 

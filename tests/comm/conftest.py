@@ -9,7 +9,7 @@ from torch.distributed import HashStore
 from wantrain.comm.channel import Channel, SendEvent, TwoWay
 from wantrain.comm.loopback import loopback_pair
 from wantrain.comm.sender import Sender
-from wantrain.comm.torch_channel import open_channel
+from wantrain.comm.torch_channel import Opening, open_channels
 from wantrain.wire import Transport
 
 MakePair = Callable[..., tuple[Channel, Channel]]
@@ -59,18 +59,12 @@ def gloo_pair(store: HashStore) -> MakePair:
         name = next(names)
 
         def end(rank: int) -> Channel:
-            return open_channel(
-                store,
-                name,
-                peer="ba"[rank],
-                rank_in_pair=rank,
-                sender=(sender if rank == 0 else None) or Sender(),
-                transport=transport,
-                priority=priority,
-                timeout_s=TIMEOUT_S,
-                address="127.0.0.1",
-                on_event=on_event if rank == 0 else None,
+            used = (sender if rank == 0 else None) or Sender()
+            opening = Opening(
+                name, 1 - rank, "ba"[rank], used, transport or Transport(), priority, on_event if rank == 0 else None
             )
+            (channel,) = open_channels(store, rank, [opening], timeout_s=TIMEOUT_S, address="127.0.0.1")
+            return channel
 
         a, b = both(lambda: end(0), lambda: end(1))
         assert isinstance(a, Channel)

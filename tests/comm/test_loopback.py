@@ -7,8 +7,8 @@ import torch
 
 from wantrain.comm.loopback import LoopbackJob, loopback_pair
 from wantrain.comm.sender import Sender
+from wantrain.comm.torch_channel import Opening
 from wantrain.errors import ChannelError
-from wantrain.wire import Transport
 
 
 def test_a_payload_is_done_when_send_returns() -> None:
@@ -28,7 +28,7 @@ def test_members_of_a_job_exchange_and_open_channels_by_name() -> None:
     def live(rank: int) -> tuple[list[list[float]], int]:
         member = job.member(rank)
         found = member.all_exchange([float(rank), 5.0], 20)
-        channel = member.open_channel("line", 1 - rank, "ba"[rank], Transport(), Sender(), 0, 20, None)
+        (channel,) = member.open_channels([Opening("line", 1 - rank, "ba"[rank], Sender())], 20)
         channel.send(torch.full((3 + rank,), 1, dtype=torch.uint8))
         received = channel.recv(20, "x").numel()
         channel.close(20)

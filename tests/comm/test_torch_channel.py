@@ -14,7 +14,7 @@ from torch.distributed import FileStore, HashStore, Store
 
 from wantrain.comm.channel import Channel
 from wantrain.comm.sender import Sender
-from wantrain.comm.torch_channel import open_channel
+from wantrain.comm.torch_channel import Opening, TorchChannel, open_channels
 from wantrain.errors import ChannelError, ConfigError
 from wantrain.wire import Transport
 
@@ -25,16 +25,9 @@ TIMEOUT_S = 30.0
 
 
 def open_end(store: Store, rank: int, transport: Transport | None = None, timeout_s: float = TIMEOUT_S) -> Channel:
-    return open_channel(
-        store,
-        "pair",
-        peer="ba"[rank],
-        rank_in_pair=rank,
-        sender=Sender(),
-        transport=transport,
-        timeout_s=timeout_s,
-        address="127.0.0.1",
-    )
+    opening = Opening("pair", 1 - rank, "ba"[rank], Sender(), transport or Transport())
+    (channel,) = open_channels(store, rank, [opening], timeout_s=timeout_s, address="127.0.0.1")
+    return channel
 
 
 def test_peer_that_does_not_come_is_named(store: HashStore) -> None:
@@ -50,21 +43,48 @@ def test_ends_that_differ_in_transport_are_refused(store: HashStore, both: Both)
     both(lambda: refused(0, Transport(2)), lambda: refused(1, Transport(3)))
 
 
-def test_many_channels_open_at_once_in_any_order(store: HashStore, close_both: CloseBoth) -> None:
-    def end(name: str, rank: int) -> Channel:
-        return open_channel(
-            store, name, peer="ba"[rank], rank_in_pair=rank, sender=Sender(), timeout_s=TIMEOUT_S, address="127.0.0.1"
-        )
+def test_many_channels_open_at_once_in_any_order(store: HashStore, both: Both, close_both: CloseBoth) -> None:
+    def ends(rank: int, names: list[str]) -> dict[str, TorchChannel]:
+        asked = [Opening(name, 1 - rank, "ba"[rank], Sender(), Transport(num_connections=2)) for name in names]
+        opened = open_channels(store, rank, asked, timeout_s=TIMEOUT_S, address="127.0.0.1")
+        return dict(zip(names, opened, strict=True))
 
     names = [f"channel{i}" for i in range(6)]
-    with ThreadPoolExecutor(12) as pool:
-        firsts = [pool.submit(end, name, 0) for name in names]
-        seconds = [pool.submit(end, name, 1) for name in reversed(names)]
-        pairs = list(zip([f.result() for f in firsts], [f.result() for f in reversed(seconds)], strict=True))
-    for a, b in pairs:
-        a.send(torch.ones(5, dtype=torch.uint8))
-        assert b.recv(TIMEOUT_S, "x").numel() == 5
-        close_both(a, b)
+    firsts, seconds = both(lambda: ends(0, names), lambda: ends(1, names[::-1]))
+    assert isinstance(firsts, dict)
+    assert isinstance(seconds, dict)
+    for i, name in enumerate(names):
+        firsts[name].send(torch.ones(5 + i, dtype=torch.uint8))
+        assert seconds[name].recv(TIMEOUT_S, "x").numel() == 5 + i
+        close_both(firsts[name], seconds[name])
+
+
+def test_three_that_connect_to_each_other_wait_for_each_other_alone(store: HashStore) -> None:
+    """Every one opens channels to both others in one call; who comes late is waited for."""
+
+    def member(rank: int) -> list[TorchChannel]:
+        time.sleep(0.3 * rank)
+        peers = [peer for peer in range(3) if peer != rank]
+        asked = [Opening(f"{min(rank, peer)}-{max(rank, peer)}", peer, f"rank {peer}", Sender()) for peer in peers]
+        return open_channels(store, rank, asked, timeout_s=TIMEOUT_S, address="127.0.0.1")
+
+    with ThreadPoolExecutor(6) as pool:
+        first, second, third = pool.map(member, range(3))
+        first[1].send(torch.ones(7, dtype=torch.uint8))
+        assert third[0].recv(TIMEOUT_S, "x").numel() == 7
+        list(pool.map(lambda channel: channel.close(TIMEOUT_S), [*first, *second, *third]))
+
+
+def test_a_channel_that_only_one_end_opens_is_refused_by_name(store: HashStore, both: Both) -> None:
+    def refused(rank: int, names: list[str], what: str) -> None:
+        asked = [Opening(name, 1 - rank, "ba"[rank], Sender()) for name in names]
+        with pytest.raises(ConfigError, match=what):
+            open_channels(store, rank, asked, timeout_s=TIMEOUT_S, address="127.0.0.1")
+
+    both(
+        lambda: refused(0, ["a", "b"], "'b' doesn't open channel 'b'"),
+        lambda: refused(1, ["a"], "'a' opens channel 'b'"),
+    )
 
 
 def test_one_bound_for_two_channels_moves_everything(gloo_pair: MakePair, close_both: CloseBoth) -> None:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.distributed import Work
 
-from wantrain.comm.gloo import FOR_EVER, Group
+from wantrain.comm.gloo import FOR_EVER, Pair
 from wantrain.comm.sender import Chunk
 from wantrain.wire import Transport
 
@@ -62,11 +62,10 @@ class _Message:
 
 
 class Connection:
-    """A gloo group of two, its staging buffers, and the two loops that its threads run."""
+    """A pair over gloo, its staging buffers, and the two loops that its threads run."""
 
-    def __init__(self, group: Group, rank_in_pair: int, transport: Transport) -> None:
-        self._group = group
-        self._peer_rank = 1 - rank_in_pair
+    def __init__(self, pair: Pair, transport: Transport) -> None:
+        self._pair = pair
         self._num_posted = transport.num_posted
         self._staged = [_Message(transport.chunk_bytes) for _ in range(_NUM_STAGED)]
         self._incoming = [_Message(transport.chunk_bytes) for _ in range(transport.num_posted)]
@@ -74,7 +73,7 @@ class Connection:
 
     def _send(self, message: Tensor) -> Work:
         self._num_sent += 1
-        return self._group.send(message, self._peer_rank, self._num_sent - 1)
+        return self._pair.send(message, self._num_sent - 1)
 
     def send_loop(self, take: Callable[[bool], Chunk | None], left: Callable[[Chunk, int], None]) -> None:
         """Send what `take(block)` gives until it gives nothing for good; report each chunk that has `left`."""
@@ -109,4 +108,4 @@ class Connection:
         closed()
 
     def _post(self, message: _Message, tag: int) -> Work:
-        return self._group.recv(message.tensor, self._peer_rank, tag)
+        return self._pair.recv(message.tensor, tag)

@@ -1,6 +1,6 @@
-"""The little of gloo that wantrain uses, with types: groups that connect on an address of choice, and their errors.
+"""The little of gloo that wantrain uses, with types: pairs that connect on an address of choice, and their errors.
 
-`torch.distributed` builds such groups for whole worlds only, on the address of the host's name, and its type hints
+`torch.distributed` builds groups for whole worlds only, on the address of the host's name, and its type hints
 leave out what is used here.
 """
 
@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import Any, cast
 
 from torch import Tensor
-from torch._C._distributed_c10d import PrefixStore, Store
+from torch._C._distributed_c10d import Store
 from torch.distributed import ProcessGroupGloo, Work
 
 FOR_EVER = timedelta(days=3650)
@@ -33,28 +33,29 @@ class Device:
             self.handle = gloo.create_default_device()
 
 
-class Group:
-    """Connections among `size` processes, one to each; tensors sent are uint8 or float64, contiguous, on the CPU."""
+class Pair:
+    """A connection between two processes; tensors sent are uint8 or float64, contiguous, on the CPU."""
 
-    def __init__(self, store: Store, name: str, rank: int, size: int, device: Device, timeout_s: float) -> None:
-        """Connect over a store that no other thread uses meanwhile (`private_store`).
+    def __init__(self, store: Store, number: int, device: Device, timeout_s: float) -> None:
+        """Connect as 0 or 1 of the two, by way of a store that no other thread uses; pairs.py makes many at once.
 
-        Raise RuntimeError where somebody doesn't come within `timeout_s`.
+        Raise RuntimeError where the other doesn't come within `timeout_s`.
         """
         gloo = cast(Any, ProcessGroupGloo)
         options = gloo._Options()
         options._timeout = timedelta(seconds=timeout_s)
         options._threads = 1  # they serve collectives, of which there are none
         options._devices = [device.handle]
-        self._group = gloo(PrefixStore(name, store), rank, size, options)
+        self._group = gloo(store, number, 2, options)
+        self._other = 1 - number
 
-    def send(self, message: Tensor, to: int, tag: int) -> Work:
+    def send(self, message: Tensor, tag: int) -> Work:
         """Start to send; the handle and the tensor must be kept until it was waited for."""
-        return cast(Work, self._group.send([message], to, tag))
+        return cast(Work, self._group.send([message], self._other, tag))
 
-    def recv(self, buffer: Tensor, source: int, tag: int) -> Work:
+    def recv(self, buffer: Tensor, tag: int) -> Work:
         """Start to receive a message that is no longer than the buffer."""
-        return cast(Work, self._group.recv([buffer], source, tag))
+        return cast(Work, self._group.recv([buffer], self._other, tag))
 
 
 def private_store(store: Store) -> Store:

@@ -24,13 +24,12 @@ from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed import Work
 from torch.distributed.rendezvous import rendezvous
 
-from wantrain.comm.channel import Channel, SendEvent
-from wantrain.comm.gloo import Device, Group, private_store, reason
+from wantrain.comm.channel import Channel
+from wantrain.comm.gloo import Device, Pair, private_store, reason
 from wantrain.comm.meeting import meet
-from wantrain.comm.sender import Sender
-from wantrain.comm.torch_channel import open_channel
+from wantrain.comm.pairs import Wanted, connect_pairs
+from wantrain.comm.torch_channel import Opening, open_channels
 from wantrain.errors import ChannelError, ConfigError, PlanError
-from wantrain.wire import Transport
 
 _ENVIRONMENT = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE")
 
@@ -57,11 +56,8 @@ class Membership(ABC):
         """Return the plain value of every rank, in order: for what is small and rare."""
 
     @abstractmethod
-    def open_channel(
-        self, name: str, peer_rank: int, peer: str, transport: Transport, sender: Sender, priority: int,
-        timeout_s: float, on_event: SendEvent | None,
-    ) -> Channel:  # fmt: skip
-        """Connect to a peer that opens the channel of the same name."""
+    def open_channels(self, asked: Sequence[Opening], timeout_s: float) -> list[Channel]:
+        """Connect to peers, each of which opens the channels between the two in one call as well."""
 
     @abstractmethod
     def leave(self, timeout_s: float) -> None:
@@ -97,7 +93,10 @@ class TorchMembership(Membership):
         self._expected: _Expected | None = None
         self._num_gathers = 0
         self._names = [f"worker '{name}'" for name in names] or [f"rank {one}" for one in range(world_size)]
-        self._group = _connect(store, rank, world_size, address, timeout_s)
+        others = [one for one in range(world_size) if one != rank]
+        wanted = [Wanted(other, "all") for other in others]
+        made = connect_pairs(store, rank, wanted, Device(address), timeout_s, names=dict(enumerate(self._names)))
+        self._pairs: dict[int, Pair] | None = dict(zip(others, made, strict=True))
 
     def all_exchange(self, values: Sequence[float], timeout_s: float, awaited: str = "values") -> list[list[float]]:
         """Send straight to every other rank; a time-out ends the membership's connections.
@@ -160,35 +159,22 @@ class TorchMembership(Membership):
                     return name
         return self._names[0]
 
-    def open_channel(
-        self, name: str, peer_rank: int, peer: str, transport: Transport, sender: Sender, priority: int,
-        timeout_s: float, on_event: SendEvent | None,
-    ) -> Channel:  # fmt: skip
-        """Open a channel over gloo."""
-        return open_channel(
-            self.store,
-            name,
-            peer=peer,
-            rank_in_pair=int(self.rank > peer_rank),
-            sender=sender,
-            transport=transport,
-            priority=priority,
-            timeout_s=timeout_s,
-            address=self.address,
-            on_event=on_event,
-        )
+    def open_channels(self, asked: Sequence[Opening], timeout_s: float) -> list[Channel]:
+        """Open channels over gloo; any thread may."""
+        store = private_store(self.store)
+        return [*open_channels(store, self.rank, asked, timeout_s=timeout_s, address=self.address)]
 
     def leave(self, timeout_s: float) -> None:
         """End together: wait for all to leave, then let the connections go."""
         self.all_exchange([], timeout_s, "the end")
-        self._group = None
+        self._pairs = None
 
     def _start(self, rank: int, tag: int, buffer: Tensor, awaited: str, is_send: bool) -> Work:
-        if self._group is None:
+        if self._pairs is None:
             raise ChannelError(f"this worker has left the job; awaited {awaited}")
-        start = self._group.send if is_send else self._group.recv
+        pair = self._pairs[rank]
         try:
-            return start(buffer, rank, tag)
+            return pair.send(buffer, tag) if is_send else pair.recv(buffer, tag)
         except RuntimeError as caught:
             raise _lost(self._names[rank], caught, awaited) from None
 
@@ -274,17 +260,6 @@ def _refuse_loopback(address: str | None, world_size: int) -> None:
             f"MASTER_ADDR leads to {address}, where no other host reaches this one; give its outside address,"
             " or the worker's in the topology, or set GLOO_SOCKET_IFNAME"
         )
-
-
-def _connect(store: Store, rank: int, world_size: int, address: str | None, timeout_s: float) -> Group | None:
-    if world_size == 1:
-        return None
-    try:
-        return Group(private_store(store), "all", rank, world_size, Device(address), timeout_s)
-    except RuntimeError as caught:
-        raise ChannelError(
-            f"not all {world_size} workers came within {timeout_s:g} s ({reason(caught)}); are all running?"
-        ) from None
 
 
 def _wait(work: Work, who: str, timeout_s: float, awaited: str) -> None:

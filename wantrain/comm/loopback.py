@@ -12,9 +12,8 @@ from torch import Tensor
 
 from wantrain.comm.channel import Channel, ChannelStats, SendEvent, Sending, late
 from wantrain.comm.groups import Membership
-from wantrain.comm.sender import Sender
+from wantrain.comm.torch_channel import Opening
 from wantrain.errors import ChannelError
-from wantrain.wire import Transport
 
 
 class LoopbackChannel(Channel):
@@ -132,16 +131,16 @@ class LoopbackMembership(Membership):
                 raise ChannelError(f"rank {missing[0]} did not answer within {timeout_s:g} s; is it running?")
         return [said[rank] for rank in range(self.world_size)]
 
-    def open_channel(
-        self, name: str, peer_rank: int, peer: str, transport: Transport, sender: Sender, priority: int,
-        timeout_s: float, on_event: SendEvent | None,
-    ) -> Channel:  # fmt: skip
-        """Return this rank's end; whoever comes first makes the pair."""
+    def open_channels(self, asked: Sequence[Opening], timeout_s: float) -> list[Channel]:
+        """Return this rank's ends; whoever comes first makes the pair."""
+        return [self._end(one) for one in asked]
+
+    def _end(self, opening: Opening) -> Channel:
         with self._job.changed:
-            if name not in self._job.pairs:
-                self._job.pairs[name] = list(loopback_pair("", ""))
-            end = self._job.pairs[name][int(self.rank > peer_rank)]
-            end.peer, end.on_event = peer, on_event
+            if opening.name not in self._job.pairs:
+                self._job.pairs[opening.name] = list(loopback_pair("", ""))
+            end = self._job.pairs[opening.name][int(self.rank > opening.peer_rank)]
+            end.peer, end.on_event = opening.peer, opening.on_event
         return end
 
     def leave(self, timeout_s: float) -> None:

@@ -1,7 +1,7 @@
 """A channel over gloo, torch.distributed's transport for sockets, with connections of its own.
 
-Every connection is a gloo group of two. A message on it is 64 bytes of header and one chunk; the receiver keeps
-`num_posted` receives posted and copies what arrives into the payload that it belongs to:
+Every connection is a gloo group of two (pairs.py). A message on it is 64 bytes of header and one chunk; the receiver
+keeps `num_posted` receives posted and copies what arrives into the payload that it belongs to:
 
     payload 7 ─┬─ chunk 0 ──► connection 0: │7,0│…│  ─► posted │ │ │ │ ─┐
                ├─ chunk 1 ──► connection 1: │7,1│…│  ─► posted │ │ │ │ ─┼─► payload 7
@@ -14,21 +14,36 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import partial
+from itertools import islice
+from typing import NamedTuple
 
 from torch import Tensor
-from torch._C._distributed_c10d import PrefixStore, Store
+from torch._C._distributed_c10d import Store
 
 from wantrain.codecs.codec import new_payload
 from wantrain.comm.channel import Channel, ChannelStats, SendEvent, Sending, late
 from wantrain.comm.connection import MESSAGE_HEADER_BYTES, Connection
-from wantrain.comm.gloo import Device, Group, private_store, reason
+from wantrain.comm.gloo import Device, Pair, reason
+from wantrain.comm.pairs import Wanted, connect_pairs
 from wantrain.comm.sender import Chunk, Outlet, Sender
-from wantrain.errors import ChannelError, ConfigError
+from wantrain.errors import ChannelError
 from wantrain.wire import Transport
+
+
+class Opening(NamedTuple):
+    """A channel to be opened; the peer opens one of the same name to this rank."""
+
+    name: str
+    peer_rank: int
+    peer: str
+    """What errors call it."""
+    sender: Sender
+    transport: Transport = Transport()
+    priority: int = 0
+    on_event: SendEvent | None = None
 
 
 @dataclass
@@ -40,7 +55,7 @@ class _Assembly:
 
 
 class TorchChannel(Channel):
-    """One stream to one peer over one or more gloo connections. Made by `open_channel`."""
+    """One stream to one peer over one or more gloo connections. Made by `open_channels`."""
 
     def __init__(
         self,
@@ -190,52 +205,30 @@ class TorchChannel(Channel):
         return self._num_closed_by_peer == len(self._connections)
 
 
-def open_channel(
-    store: Store,
-    name: str,
-    *,
-    peer: str,
-    rank_in_pair: int,
-    sender: Sender,
-    transport: Transport | None = None,
-    priority: int = 0,
-    timeout_s: float = 60.0,
-    address: str | None = None,
-    on_event: SendEvent | None = None,
-) -> TorchChannel:
-    """Connect to the peer that opens the channel of the same name; one of them is rank 0 in the pair, one rank 1.
+def open_channels(
+    store: Store, rank: int, asked: Sequence[Opening], *, timeout_s: float = 60.0, address: str | None = None
+) -> list[TorchChannel]:
+    """Connect to the peers, each of which opens the channels between the two in one call as well.
 
-    Any number of channels may be opened at once from several threads, in any order. A channel's connections are made
-    one after the other, over one connection to the store: torch's store asks its name service who each newcomer is
-    before it serves another, which takes seconds where the service is slow. `address` is the local one to
-    listen on, by default that of GLOO_SOCKET_IFNAME, or of the host's name. Raise ChannelError where the peer doesn't
-    come, ConfigError where it asks for another transport.
+    All connections are made at once (pairs.py). No other thread uses the store meanwhile. `address` is the local one to
+    listen on, by default that of GLOO_SOCKET_IFNAME, or of the host's name. Raise ChannelError where a peer doesn't
+    come, ConfigError where one asks for another transport.
     """
-    transport = transport or Transport()
-    private = PrefixStore(name, private_store(store))
-    _agree(private, peer, rank_in_pair, transport, timeout_s)
-    device = Device(address)
-
-    def connect(number: int) -> Connection:
-        group = Group(private, str(number), rank_in_pair, 2, device, timeout_s)
-        return Connection(group, rank_in_pair, transport)
-
-    try:
-        connections = [connect(number) for number in range(transport.num_connections)]
-    except RuntimeError as caught:
-        raise ChannelError(f"can't connect to '{peer}' ({reason(caught)}); do the workers reach each other?") from None
-    outlet = sender.open(priority, transport.chunk_bytes, transport.num_connections)
-    return TorchChannel(peer, connections, sender, outlet, on_event)
+    wanted = [
+        Wanted(one.peer_rank, f"{one.name}/{number}")
+        for one in asked
+        for number in range(one.transport.num_connections)
+    ]
+    names = {one.peer_rank: f"'{one.peer}'" for one in asked}
+    terms: dict[int, dict[str, str]] = {peer: {} for peer in names}
+    for one in asked:
+        terms[one.peer_rank][one.name] = repr(one.transport)
+    pairs = iter(connect_pairs(store, rank, wanted, Device(address), timeout_s, names=names, terms=terms))
+    return [_channel(one, list(islice(pairs, one.transport.num_connections))) for one in asked]
 
 
-def _agree(store: Store, peer: str, rank_in_pair: int, transport: Transport, timeout_s: float) -> None:
-    """Make sure that both ends use the same transport, and that the peer is there."""
-    store.set(f"transport/{rank_in_pair}", repr(transport))
-    key = f"transport/{1 - rank_in_pair}"
-    try:
-        store.wait([key], timedelta(seconds=timeout_s))
-    except RuntimeError:
-        raise ChannelError(f"'{peer}' did not come within {timeout_s:g} s; is it running?") from None
-    theirs = store.get(key).decode()
-    if theirs != repr(transport):
-        raise ConfigError(f"'{peer}' asks for another transport (got {theirs}, expected {transport}); use one plan")
+def _channel(opening: Opening, pairs: Sequence[Pair]) -> TorchChannel:
+    transport = opening.transport
+    outlet = opening.sender.open(opening.priority, transport.chunk_bytes, transport.num_connections)
+    connections = [Connection(pair, transport) for pair in pairs]
+    return TorchChannel(opening.peer, connections, opening.sender, outlet, opening.on_event)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -19,6 +18,7 @@ from wantrain.comm.allreduce import Handle, Reducer
 from wantrain.comm.channel import Channel, TwoWay
 from wantrain.comm.groups import join_process_group
 from wantrain.comm.sender import REDUCE_PRIORITY, Sender
+from wantrain.comm.torch_channel import Opening
 from wantrain.plan import DEFAULT_BUCKET_BYTES
 from wantrain.wire import Transport, transport_for
 
@@ -55,21 +55,16 @@ class Averager:
     def _open_channels(self, transport: Transport) -> dict[int, Channel]:
         """Open a line for each way with every other member: see `pipeline/connect.py`."""
         rank, sender = self._membership.rank, Sender(None)
-
-        def open_line(peer: int, way: str) -> Channel:
-            name = f"{way}/{min(rank, peer)}-{max(rank, peer)}"
-            return self._membership.open_channel(
-                name, peer, f"rank {peer}", transport, sender, REDUCE_PRIORITY, self.timeout_s, None
-            )
-
-        def open_peer(peer: int) -> TwoWay:
-            out, back = ("up", "down") if peer > rank else ("down", "up")
-            with ThreadPoolExecutor(2) as pool:
-                return TwoWay(*pool.map(partial(open_line, peer), (out, back)))
-
         peers = [peer for peer in range(self.world_size) if peer != rank]
-        with ThreadPoolExecutor(max(1, len(peers))) as pool:
-            return dict(zip(peers, pool.map(open_peer, peers), strict=True))
+        asked = [
+            Opening(
+                f"{way}/{min(rank, peer)}-{max(rank, peer)}", peer, f"rank {peer}", sender, transport, REDUCE_PRIORITY
+            )
+            for peer in peers
+            for way in (("up", "down") if peer > rank else ("down", "up"))
+        ]
+        opened = iter(self._membership.open_channels(asked, self.timeout_s))
+        return {peer: TwoWay(out, back) for peer, out, back in zip(peers, opened, opened, strict=True)}
 
     def begin_step(self, step: int) -> None:
         """Number what is averaged from here on by its step; all members say the same."""

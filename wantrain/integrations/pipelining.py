@@ -36,9 +36,9 @@ from torch import Tensor
 from wantrain.codec_spec import check_activation_codec, parse_codec
 from wantrain.codecs.aqsgd import AqsgdCodec
 from wantrain.codecs.codec import Codec, prepare_codecs
-from wantrain.comm.channel import Channel
 from wantrain.comm.groups import join_process_group
 from wantrain.comm.sender import PIPELINE_PRIORITY, Sender
+from wantrain.comm.torch_channel import Opening
 from wantrain.errors import ConfigError, WantrainError
 from wantrain.integrations.pipelining_stage import METHODS, CodedStage, Side, Step
 from wantrain.pipeline.agreement import Agreement
@@ -173,15 +173,14 @@ class Codecs:
         logs = {line: SendLog(self.recorder, f"rank {line.peer_rank}") for line in lines}
         sender = Sender(None)
 
-        def open_line(line: _Line) -> Channel:
-            transport = AGREE_TRANSPORT if line.kind.startswith(_AGREE) else self._transport
-            return self._membership.open_channel(
-                f"{line.kind}/{line.boundary}", line.peer_rank, f"rank {line.peer_rank}", transport, sender,
-                PIPELINE_PRIORITY, self._timeout_s, logs[line],
-            )  # fmt: skip
-
-        with ThreadPoolExecutor(max(1, len(lines))) as pool:
-            self._channels = dict(zip(lines, pool.map(open_line, lines), strict=True))
+        asked = [
+            Opening(
+                f"{line.kind}/{line.boundary}", line.peer_rank, f"rank {line.peer_rank}", sender,
+                AGREE_TRANSPORT if line.kind.startswith(_AGREE) else self._transport, PIPELINE_PRIORITY, logs[line],
+            )
+            for line in lines
+        ]  # fmt: skip
+        self._channels = dict(zip(lines, self._membership.open_channels(asked, self._timeout_s), strict=True))
         self._stages: list[CodedStage] = []
         for stage in stages:
             self._stages.append(self._put_into(stage, logs))

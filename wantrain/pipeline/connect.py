@@ -12,7 +12,7 @@ first. The order in which payloads travel on a line is fixed by the plan at both
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -23,6 +23,7 @@ from wantrain.comm.allreduce import Reducer
 from wantrain.comm.channel import Channel, TwoWay
 from wantrain.comm.groups import Membership
 from wantrain.comm.sender import PIPELINE_PRIORITY, REDUCE_PRIORITY, Sender
+from wantrain.comm.torch_channel import Opening
 from wantrain.errors import WantrainError
 from wantrain.pipeline.agreement import Agreement
 from wantrain.pipeline.boundary import Inbox, Outbox, SendLog
@@ -45,8 +46,8 @@ _EXPANSION_VALUES = 1 << 20
 """What a gradient codec saves is counted on a tensor of this size."""
 
 
-OpenChannel = Callable[["Line", SendLog], Channel]
-"""Opens one end of a line; over gloo in a job, in memory in tests."""
+OpenLines = Callable[[Mapping["Line", SendLog]], Sequence[Channel]]
+"""Opens one end of each line, to be logged; over gloo in a job, in memory in tests."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class Connections:
         plan: Plan,
         rank: int,
         recorder: Recorder,
-        open_channel: OpenChannel,
+        open_lines: OpenLines,
         lines: Sequence[Line],
         timeout_s: float,
         device: torch.device | str = "cpu",
@@ -106,9 +107,7 @@ class Connections:
     ) -> None:
         """Open `lines`, all at once, and set up what works over them; activations arrive on `device`."""
         logs = {line: SendLog(recorder, line.peer) for line in lines}
-        with ThreadPoolExecutor(max(1, len(lines))) as pool:
-            opened = pool.map(open_channel, lines, logs.values())
-            channels = self._channels = dict(zip(lines, opened, strict=True))
+        channels = self._channels = dict(zip(lines, open_lines(logs), strict=True))
         self._outboxes: list[Outbox] = []
         self._inboxes: list[Inbox] = []
         self._before: dict[str, LinkTraffic] = {}
@@ -156,13 +155,14 @@ class Connections:
         rank = membership.rank
         sender = Sender(plan.under_way_bytes.get(plan.workers[rank]))
 
-        def open_line(line: Line, log: SendLog) -> Channel:
-            return membership.open_channel(
-                line.name, line.peer_rank, line.peer, line.transport, sender, line.priority, timeout_s, log
-            )
+        def open_lines(logs: Mapping[Line, SendLog]) -> list[Channel]:
+            asked = [
+                Opening(line.name, line.peer_rank, line.peer, sender, line.transport, line.priority, log)
+                for line, log in logs.items()
+            ]
+            return membership.open_channels(asked, timeout_s)
 
-        lines = lines_of(plan, rank, is_tied)
-        return cls(plan, rank, recorder, open_line, lines, timeout_s, device, settings)
+        return cls(plan, rank, recorder, open_lines, lines_of(plan, rank, is_tied), timeout_s, device, settings)
 
     def _reducer(self, kind: str, plan: Plan, rank: int, timeout_s: float) -> Reducer | None:
         """Return the reducer over this rank's channels of a kind; members are numbered by rank."""

@@ -24,9 +24,9 @@ from wantrain.codecs.aqsgd import AqsgdCodec, entry_bytes_of
 from wantrain.codecs.codec import Codec, make_codec
 from wantrain.codecs.message_buffer import MessageBuffer
 from wantrain.codecs.quantized import key_of
-from wantrain.comm.channel import Channel
 from wantrain.comm.groups import Membership
 from wantrain.comm.sender import PIPELINE_PRIORITY, Sender
+from wantrain.comm.torch_channel import Opening
 from wantrain.errors import WantrainError
 from wantrain.pipeline.agreement import Agreement
 from wantrain.pipeline.boundary import Inbox, Item, OnError, Outbox, SendLog
@@ -100,15 +100,14 @@ class Boundary:
         self._buffer: MessageBuffer | None = None
         kinds = [*WAYS, _AGREE] if parse_codec(settings.forward).remembers else WAYS
 
-        def open_line(kind: str) -> Channel:
-            transport = _AGREE_TRANSPORT if kind == _AGREE else settings.transport
-            return membership.open_channel(
-                f"{kind}/{number}", peer_rank, self.peer, transport, sender, PIPELINE_PRIORITY, settings.timeout_s,
-                self._logs[kind],
-            )  # fmt: skip
-
-        with ThreadPoolExecutor(len(kinds)) as pool:
-            self._channels = dict(zip(kinds, pool.map(open_line, kinds), strict=True))
+        asked = [
+            Opening(
+                f"{kind}/{number}", peer_rank, self.peer, sender,
+                _AGREE_TRANSPORT if kind == _AGREE else settings.transport, PIPELINE_PRIORITY, self._logs[kind],
+            )
+            for kind in kinds
+        ]  # fmt: skip
+        self._channels = dict(zip(kinds, membership.open_channels(asked, settings.timeout_s), strict=True))
 
     @property
     def remembers(self) -> bool:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.distributed import FileStore, HashStore, Store
 
+from wantrain.comm import pairs
 from wantrain.comm.channel import Channel
 from wantrain.comm.sender import Sender
 from wantrain.comm.torch_channel import Opening, TorchChannel, open_channels
@@ -33,6 +34,17 @@ def open_end(store: Store, rank: int, transport: Transport | None = None, timeou
 def test_peer_that_does_not_come_is_named(store: HashStore) -> None:
     with pytest.raises(ChannelError, match=r"'b' did not come within 0.1 s"):
         open_end(store, 0, timeout_s=0.1)
+
+
+def test_what_gloo_says_of_a_connection_that_it_cannot_begin_is_told(
+    store: HashStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> object:
+        raise RuntimeError("[somewhere:1] no more sockets. Advice")
+
+    monkeypatch.setattr(pairs, "Pair", refuse)
+    with pytest.raises(ChannelError, match=r"can't connect to 'b' \(no more sockets\); do the workers reach"):
+        open_end(store, 0)
 
 
 def test_ends_that_differ_in_transport_are_refused(store: HashStore, both: Both) -> None:

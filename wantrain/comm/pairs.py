@@ -57,11 +57,10 @@ class _Mailbox(Store):
     def get(self, key: str) -> bytes:
         return (self.own | self._theirs)[key]
 
-    def await_own(self, timeout_s: float) -> None:
-        """Wait until gloo has put there all that the other end must know; raise TimeoutError where it does not."""
+    def await_own(self) -> None:
+        """Wait until gloo has put there all that the other end must know, or has failed."""
         with self._changed:
-            if not self._changed.wait_for(lambda: self._is_awaited, timeout_s):
-                raise TimeoutError
+            self._changed.wait_for(lambda: self._is_awaited or self._is_closed)
 
     def deliver(self, theirs: Mapping[str, bytes]) -> None:
         with self._changed:
@@ -96,10 +95,14 @@ def connect_pairs(
     mailboxes = [_Mailbox() for _ in pairs]
     with ThreadPoolExecutor(len(pairs), thread_name_prefix="wantrain-connect") as pool:
         making = [
-            pool.submit(Pair, mailbox, int(rank > pair.peer_rank), device, timeout_s)
+            pool.submit(_make, mailbox, int(rank > pair.peer_rank), device, timeout_s)
             for pair, mailbox in zip(pairs, mailboxes, strict=True)
         ]
         try:
+            for pair, mailbox, one in zip(pairs, mailboxes, making, strict=True):
+                mailbox.await_own()
+                if one.done():
+                    _made(one, names[pair.peer_rank])  # raises why gloo did not even listen
             _exchange(store, rank, dict(zip(pairs, mailboxes, strict=True)), timeout_s, names, terms or {})
         except BaseException:
             for mailbox in mailboxes:
@@ -123,7 +126,6 @@ def _exchange(
     for peer, pairs in by_peer.items():
         addresses = {}
         for pair in pairs:
-            mailboxes[pair].await_own(timeout_s)
             addresses[pair.name] = {key: base64.b64encode(value).decode() for key, value in mailboxes[pair].own.items()}
         letter = {"terms": dict(terms.get(peer, {})), "addresses": addresses}
         store.set(_key(pairs, rank, peer), json.dumps(letter))
@@ -164,6 +166,15 @@ def _check_terms(peer: str, theirs: Mapping[str, str], own: Mapping[str, str]) -
             raise ConfigError(
                 f"{peer} asks for another transport (got {theirs[name]}, expected {own[name]}); use one plan"
             )
+
+
+def _make(mailbox: _Mailbox, number: int, device: Device, timeout_s: float) -> Pair:
+    """Let gloo connect; nobody waits for its mailbox any more once it has failed."""
+    try:
+        return Pair(mailbox, number, device, timeout_s)
+    except BaseException:
+        mailbox.close()
+        raise
 
 
 def _made(making: Future[Pair], peer: str) -> Pair:

@@ -14,7 +14,6 @@ resumed begins without them, as it began at first. (Annotations here are evaluat
 import queue
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from typing import NamedTuple
 
 import torch
@@ -24,8 +23,8 @@ from torch.distributed import GradBucket  # type: ignore[attr-defined]  # what t
 
 from wantrain.comm.allreduce import Handle
 from wantrain.comm.low_rank import LowRank
-from wantrain.errors import ChannelError, ConfigError
-from wantrain.integrations.averager import Averager, host_values
+from wantrain.errors import ConfigError
+from wantrain.integrations.averager import Averager, close_at_exit, host_values
 
 
 class _UnderWay(NamedTuple):
@@ -43,10 +42,6 @@ class _UnderWay(NamedTuple):
             for _ in self.turns:
                 return True
         return False
-
-
-_AT_EXIT_S = 20.0
-"""Chosen: members end within seconds of each other, or not at all."""
 
 
 class State:
@@ -88,7 +83,7 @@ class State:
         self._waiter = threading.Thread(target=self._complete, name="wantrain-ddp", daemon=True)
         self._waiter.start()
         self._is_open = True
-        threading._register_atexit(self._close_at_exit)  # type: ignore[attr-defined]  # atexit's are too late for threads
+        close_at_exit(self.close)
 
     def average(self, bucket: GradBucket) -> torch.futures.Future[Tensor]:
         """Begin to average a bucket over all members, in place."""
@@ -177,11 +172,6 @@ class State:
         self._under_way.put(None)
         self._waiter.join(patience_s)
         self._averager.close(patience_s)
-
-    def _close_at_exit(self) -> None:
-        """Let threads end while the interpreter still can; a member that is gone is no news by then."""
-        with suppress(ChannelError):
-            self.close(_AT_EXIT_S)
 
 
 def _key(bucket: GradBucket) -> tuple[int, ...]:

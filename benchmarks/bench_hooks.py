@@ -140,8 +140,10 @@ def table(records: Sequence[dict[str, Any]]) -> Iterator[str]:
         seconds = step_seconds(records, last["model"], uplink)
         timed = {name: curve.steps_to(target) * seconds[name] for name, curve in curves.items() if name in seconds}
         for name, total in timed.items():
-            cells = [uplink, name, f"{seconds[name]:.3f}", f"{curves[name].steps_to(target):.0f}", f"{total:.1f}"]
-            cells += [f"{timed[PLAIN] / total:.2f}×", f"{curves[name].points[-1][1]:.4f}"]
+            taken = ["never", "", ""]
+            if math.isfinite(total):
+                taken = [f"{curves[name].steps_to(target):.0f}", f"{total:.1f}", f"{timed[PLAIN] / total:.2f}×"]
+            cells = [uplink, name, f"{seconds[name]:.3f}", *taken, f"{curves[name].points[-1][1]:.4f}"]
             yield f"| {' | '.join(cells)} |"
 
 

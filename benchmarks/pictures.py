@@ -16,6 +16,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
+from numpy.typing import NDArray
 
 import bench_time_to_loss
 import network_page
@@ -119,7 +120,7 @@ _REPLICA_LOOKS = ((BLUE, "-"), (ORANGE, "--"), (GREEN, "-."), (PURPLE, ":"))
 
 
 def plan_map(folder: Path) -> Figure | None:
-    """Draw where each placement of the newest run put its stages; distances are latencies, as a plane allows."""
+    """Draw where each placement of the newest run put its stages; distances are latencies, as far as a plane allows."""
     records = [one for one in read_results("planning", folder) if one["benchmark"] == "placement"]
     if not records or "stages" not in records[-1]["entries"][0]:
         return None
@@ -146,6 +147,18 @@ def plan_map(folder: Path) -> Figure | None:
     return figure
 
 
+def _push_apart(places: NDArray[np.float64], distance: float) -> None:
+    """Move what is closer than that until nothing is, each pair in its own direction, so that all can be read."""
+    for _ in range(100):
+        for one, two in itertools.combinations(range(len(places)), 2):
+            way = places[two] - places[one]
+            lacking = distance - float(np.linalg.norm(way))
+            if lacking > 0:
+                step = way / max(float(np.linalg.norm(way)), 1e-12) * lacking / 2
+                places[one] -= step
+                places[two] += step
+
+
 def _places(topology: Topology) -> dict[str, tuple[float, float]]:
     """Return a place for each worker: sites by classical scaling of their latencies, a site's workers side by side."""
     sites = list(dict.fromkeys(worker.site for worker in topology.workers))
@@ -154,10 +167,9 @@ def _places(topology: Topology) -> dict[str, tuple[float, float]]:
     centred = np.eye(len(sites)) - 1 / len(sites)
     values, vectors = np.linalg.eigh(-centred @ apart**2 @ centred / 2)
     plane = vectors[:, -2:] * np.sqrt(np.maximum(values[-2:], 0))
-    plane *= np.where(
-        plane[0] > 0, -1, 1
-    )  # an eigenvector's sign is arbitrary: the first site is at the left and below
+    plane *= np.where(plane[0] > 0, -1, 1)  # an eigenvector's sign is arbitrary: the first site is at the left, below
     beside = 0.05 * float(np.ptp(plane))
+    _push_apart(plane, 4 * beside)
     seen = dict.fromkeys(sites, 0)
     places = {}
     for worker in topology.workers:
@@ -215,7 +227,11 @@ PICTURES: dict[str, tuple[str, str, Callable[[Path], Figure | None]]] = {
     "predicted": ("prediction", "Predicted and measured seconds a step", predicted),
     "kernels-gpu": ("kernels_gpu", "GPU kernels under their roof", partial(roofline, name="kernels_gpu")),
     "kernels-cpu": ("kernels_cpu", "CPU kernels under their roof", partial(roofline, name="kernels_cpu")),
-    "plan-map": ("planning", "Workers of each plan, their stages and pipelines, latencies as distances", plan_map),
+    "plan-map": (
+        "planning",
+        "Workers, stages and pipelines of each plan; distances are latencies, but where sites would overlap",
+        plan_map,
+    ),
     "loss": ("time_to_loss", "Held-out loss against steps, and against seconds on each network", loss),
 }
 """By file name: the section that shows it, what it shows, and what draws it."""

@@ -32,7 +32,7 @@ INTRO = (
 )
 
 
-IN_README = ("network", "data_parallel", "time_to_loss", "planning", "links", "convergence")
+IN_README = ("network", "data_parallel", "hooks", "time_to_loss", "planning", "links", "convergence")
 
 
 def table(names: Iterable[str] = IN_README, folder: Path = RESULTS) -> str:

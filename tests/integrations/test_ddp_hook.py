@@ -1,12 +1,9 @@
 """A stock DistributedDataParallel program with wantrain's hook: real processes over gloo."""
 
-import multiprocessing
-import os
 import re
-import socket
 import subprocess
 import sys
-from multiprocessing.queues import Queue
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,21 +13,14 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from tests.integrations.members import TIMEOUT_S, process_group, said_by_members
 from wantrain.errors import ConfigError, WantrainError
 from wantrain.integrations import ddp
 
 ROOT = Path(__file__).resolve().parents[2]
-TIMEOUT_S = 100.0
 STEPS = 12
-WORLD_SIZE = 3
 
 Weights = list[list[float]]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def make_model(dtype: torch.dtype) -> nn.Module:
@@ -85,34 +75,20 @@ def train(training: Training) -> tuple[list[float], Weights]:
     return losses, [parameter.flatten().tolist() for parameter in model.parameters()]
 
 
-def train_all(rank: int, ports: list[int], results: Any) -> None:
-    """Be one member of every training, one after the other: starting a process takes longer than all of them."""
-    torch.set_num_threads(1)
+def be_member(rank: int, ports: Sequence[int], results: Any) -> None:
+    """Be one member of every training."""
     said = {}
     for (name, training), port in zip(TRAININGS.items(), ports, strict=True):
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        dist.init_process_group("gloo", rank=rank, world_size=WORLD_SIZE)
-        said[name] = train(training)
-        dist.destroy_process_group()
+        with process_group(rank, port):
+            said[name] = train(training)
     results.put((rank, said))
 
 
 @pytest.fixture(scope="module")
 def trained() -> dict[str, Outcome]:
     """Train in every way, in real processes."""
-    context = multiprocessing.get_context("spawn")
-    results: Queue[Any] = context.Queue()
-    ports = [free_port() for _ in TRAININGS]
-    processes = [
-        context.Process(target=train_all, args=(rank, ports, results), daemon=True) for rank in range(WORLD_SIZE)
-    ]
-    for process in processes:
-        process.start()
-    said = dict(results.get(timeout=TIMEOUT_S) for _ in processes)
-    for process in processes:
-        process.join(TIMEOUT_S)
-        assert process.exitcode == 0
-    return {name: Outcome(said[0][name][0], [said[rank][name][1] for rank in sorted(said)]) for name in TRAININGS}
+    said = said_by_members(be_member, len(TRAININGS))
+    return {name: Outcome(said[0][name][0], [member[name][1] for member in said]) for name in TRAININGS}
 
 
 def flat(weights: Weights) -> torch.Tensor:

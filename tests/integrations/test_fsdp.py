@@ -1,8 +1,6 @@
 """A stock FSDP2 program with wantrain's reduce-scatter: real processes over gloo."""
 
-import multiprocessing
-import os
-from multiprocessing.queues import Queue
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import pytest
@@ -11,12 +9,11 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
-from tests.integrations.test_ddp_hook import TIMEOUT_S, free_port
+from tests.integrations.members import TIMEOUT_S, process_group, said_by_members
 from wantrain.errors import ConfigError, WantrainError
 from wantrain.integrations import fsdp
 
 STEPS = 12
-WORLD_SIZE = 3
 
 TRAININGS = {"stock": None, "raw": "raw:fp32", "4 bits": "error_feedback:quantized:4"}
 """How gradients travel; None: as FSDP sends them."""
@@ -77,18 +74,15 @@ def refusals() -> list[str]:
     return said
 
 
-def be_member(rank: int, ports: list[int], results: Any) -> None:
-    """Be one member of every training, one after the other."""
-    torch.set_num_threads(1)
-    said = {}
+def be_member(rank: int, ports: Sequence[int], results: Any) -> None:
+    """Be one member of every training."""
+    said, refused = {}, []
     for (name, codec), port in zip(TRAININGS.items(), ports, strict=True):
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        dist.init_process_group("gloo", rank=rank, world_size=WORLD_SIZE)
-        said[name] = tuple(train(codec))
-        refused = refusals() if name == "4 bits" else []
-        dist.barrier()
-        dist.destroy_process_group()
-    results.put((rank, said, refused))
+        with process_group(rank, port):
+            said[name] = tuple(train(codec))
+            refused += refusals() if name == "4 bits" else []
+            dist.barrier()
+    results.put((rank, (said, refused)))
 
 
 class Outcome(NamedTuple):
@@ -101,20 +95,9 @@ class Outcome(NamedTuple):
 @pytest.fixture(scope="module")
 def outcome() -> Outcome:
     """Train in every way, in real processes."""
-    context = multiprocessing.get_context("spawn")
-    results: Queue[Any] = context.Queue()
-    ports = [free_port() for _ in TRAININGS]
-    members = [
-        context.Process(target=be_member, args=(rank, ports, results), daemon=True) for rank in range(WORLD_SIZE)
-    ]
-    for member in members:
-        member.start()
-    said = sorted(results.get(timeout=TIMEOUT_S) for _ in members)
-    for member in members:
-        member.join(TIMEOUT_S)
-        assert member.exitcode == 0
-    trained = {name: [Said(*trainings[name]) for _, trainings, _ in said] for name in TRAININGS}
-    return Outcome(trained, [refused for _, _, refused in said])
+    said = said_by_members(be_member, len(TRAININGS))
+    trained = {name: [Said(*trainings[name]) for trainings, _ in said] for name in TRAININGS}
+    return Outcome(trained, [refused for _, refused in said])
 
 
 def flat(said: Said) -> torch.Tensor:

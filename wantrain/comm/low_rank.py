@@ -8,8 +8,8 @@
 It is PowerSGD's subspace iteration (Vogels et al., "PowerSGD: Practical Low-Rank Gradient Compression for Distributed
 Optimization", NeurIPS 2019), made for factors of a few bits a value. A direction is a row, so that values that share a
 scale are of one size. A member owes what its own part lacks, what quantizing took from Rᵢ included. (In the paper it
-owes Mᵢ less the mean of all; members' differences then pile up in what they owe, cancel in the sum, and would be most
-of what is quantized.) What is lost of the left factor only turns the subspace, and costs nothing later.
+owes Mᵢ less the mean of all; what members differ in then stays in what they owe, though it cancels in the sum, and
+would be quantized too.) What is lost of the left factor only turns the subspace, and costs nothing later.
 
 Σ owed = Σ Mᵢ − LᵀR to rounding: over the steps everything arrives. Members whose processors multiply in another order
 get another rounding of L and of LᵀR, as with torch's own hook; with a codec alone all end with the same bits.

@@ -131,8 +131,10 @@ def _exchange(
         store.set(_key(pairs, rank, peer), json.dumps(letter))
     keys = {peer: _key(pairs, peer, rank) for peer, pairs in by_peer.items()}
     _await(store, keys, timeout_s, names)
-    for peer, letter in zip(keys, map(json.loads, store.multi_get(list(keys.values()))), strict=True):
+    letters = dict(zip(keys, map(json.loads, store.multi_get(list(keys.values()))), strict=True))
+    for peer, letter in letters.items():
         _check_terms(names[peer], letter["terms"], terms.get(peer, {}))
+    for peer, letter in letters.items():  # not before: what has its letter connects, and is waited for
         for pair in by_peer[peer]:
             theirs = letter["addresses"].get(pair.name, {})
             mailboxes[pair].deliver({key: base64.b64decode(value) for key, value in theirs.items()})

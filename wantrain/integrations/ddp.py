@@ -106,11 +106,10 @@ class State:
     def _whole(self, bucket: GradBucket) -> Iterator[None]:
         """Begin to sum a bucket as it is; return what is left to do."""
         buffer = bucket.buffer()
-        flat = host_values(buffer)
-        residual = None
-        if self._averager.needs_residuals:
-            residual = self._residuals.setdefault(_key(bucket), torch.zeros_like(flat))
-        handles = self._averager.start(flat, residual)
+        flat, key = host_values(buffer), _key(bucket)
+        if self._averager.needs_residuals and key not in self._residuals:
+            self._residuals[key] = torch.zeros_like(flat)
+        handles = self._averager.start(flat, self._residuals.get(key))
 
         def turns() -> Iterator[None]:
             self._wait(handles)

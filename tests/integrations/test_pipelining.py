@@ -24,7 +24,7 @@ from torch.distributed.pipelining.schedules import (
     ScheduleZBVZeroBubble,
 )
 
-from tests.integrations.test_ddp_hook import free_port
+from tests.integrations.members import free_port
 from tests.jobs import MODEL, change, make_trainer, run_ranks, small_plan
 from wantrain.comm.loopback import LoopbackJob
 from wantrain.errors import ConfigError

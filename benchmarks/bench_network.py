@@ -101,7 +101,7 @@ def missing(rows: Sequence[Row], setting: Setting, system: System, repeats: int)
 
 def expected_s(setting: Setting, system: System, steps: int) -> float:
     """Return about how long some steps take on the clock: twice the bound where sends hold up computing."""
-    return steps * setting.dilation * setting.bound_s(setting.codecs(system)) * (1.05 if system.is_own else 2.0)
+    return steps * setting.dilation * setting.bound_s(system) * (1.05 if system.is_own else 2.0)
 
 
 def measure(setting: Setting, systems: Sequence[System], args: argparse.Namespace, repeats: int) -> Iterator[Record]:
@@ -203,7 +203,7 @@ def _measure_together(setting: Setting, lacking: dict[System, int], args: argpar
                 "benchmark": NAME,
                 "setting": setting.as_dict(),
                 "emulated": "compute and network",
-                "bound_s": setting.bound_s(codecs[record["system"]]),
+                "bound_s": setting.bound_s(System.parse(record["system"]), codecs[record["system"]]),
                 "codecs": codecs[record["system"]],
                 "predicted_s": predicted[record["system"]],
                 "stolen": round(now.stolen_since(before), 3),

@@ -98,6 +98,9 @@ CASES = (
     Case("4 stages, gpipe, 200m", 4, 1, "200m", schedule="gpipe"),
     Case("4 stages, gpipe, 100m", 4, 1, "100m", schedule="gpipe"),
     Case("2 stages, gpipe, 50m, bf16", 2, 1, "50m", "raw:bf16", "raw:bf16", schedule="gpipe"),
+    Case("4 stages, zero bubble, 200m", 4, 1, "200m", schedule="zero_bubble"),
+    Case("8 stages, zero bubble, 100m, 4 bits", 8, 1, "100m", "quantized:4", "quantized:4", microbatches=16,
+         dilation=8, schedule="zero_bubble"),
     Case("4 stages, shared uplinks", 4, 1, "uplink100m"),
     Case("4 stages, shared uplinks, 4 bits", 4, 1, "uplink100m", "quantized:4", "quantized:4"),
     Case("2 replicas, 100m", 1, 2, "100m", num_layers=4),
@@ -106,6 +109,7 @@ CASES = (
     Case("2 × 2, 200m", 2, 2, "200m"),
     Case("2 × 2, 100m", 2, 2, "100m"),
     Case("2 × 2, 50m, compressed", 2, 2, "50m", "quantized:4", "quantized:8", "error_feedback:quantized:4"),
+    Case("2 × 2, zero bubble, 200m", 2, 2, "200m", schedule="zero_bubble"),
     Case("2 × 2, two sites", 2, 2, "two sites"),
     Case("4 × 2, two sites, 8 bits", 4, 2, "two sites", "quantized:8", "quantized:8", "quantized:8", dilation=8),
     Case("4 stages, uneven workers", 4, 1, "200m", speeds=(1.0, 0.5, 2.0, 1.0)),
@@ -116,6 +120,7 @@ CASES = (
     Case("GPT, 4 stages, 50m", 4, 1, "50m", dilation=16, is_real=True),
     Case("GPT, 4 stages, 50m, 4 bits", 4, 1, "50m", "quantized:4", "quantized:4", dilation=16, is_real=True),
     Case("GPT, 2 × 2, 200m", 2, 2, "200m", dilation=16, is_real=True),
+    Case("GPT, 4 stages, zero bubble, 500m", 4, 1, "500m", dilation=16, is_real=True, schedule="zero_bubble"),
 )  # fmt: skip
 
 
@@ -151,7 +156,8 @@ def profile_of(case: Case) -> ModelProfile:
     values = case.shape[0] * case.shape[1]
     layer = LayerProfile(
         name="layer", forward_flops=case.layer_s * SPEED, backward_flops=2 * case.layer_s * SPEED,
-        parameter_bytes=4 * case.parameters, activation_elements=values, stored_bytes=4 * values,
+        weight_flops=case.layer_s * SPEED, parameter_bytes=4 * case.parameters, activation_elements=values,
+        stored_bytes=4 * values,
     )  # fmt: skip
     return ModelProfile(microbatch_size=1, layers=(layer,) * case.num_layers, reference_flops_per_s=SPEED)
 
@@ -192,7 +198,7 @@ def codec_speed() -> float:
 
 
 def computing(timeline: Timeline) -> list[list[Any]]:
-    """Return rank, kind, microbatch, start and end of every forward and backward, in seconds from the first one."""
+    """Return rank, kind, microbatch, start and end of all computing, in seconds from the first."""
     events = [event for event in timeline.events if event.kind in COMPUTE_KINDS]
     first_s = min(event.start_s for event in events)
     return [

@@ -188,7 +188,11 @@ def _asleep(job: EmulatedJob, worker: str, first: int, end: int) -> list[Emulate
     each_s *= job.plan.microbatch_size / job.profile.microbatch_size
     return [
         EmulatedLayer(
-            job.sample_shape, layer.forward_flops * each_s, layer.backward_flops * each_s, layer.parameter_bytes // 4
+            job.sample_shape,
+            layer.forward_flops * each_s,
+            layer.backward_flops * each_s,
+            layer.parameter_bytes // 4,
+            layer.weight_flops * each_s,
         )
         for layer in job.profile.layers[first:end]
     ]

@@ -18,14 +18,14 @@ from network_setting import Setting
 from wantrain.fact import write_text
 from wantrain.report import html
 from wantrain.report.css import CSS
-from wantrain.report.style import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, RED, SKY, house_style, to_svg
+from wantrain.report.style import BLUE, GREEN, INK, MUTED, NAVY, ORANGE, PURPLE, RED, SKY, house_style, to_svg
 from wantrain.units import format_bandwidth, format_time
 
 PEER_LOOKS = tuple(zip(cycle((ORANGE, RED, PURPLE, MUTED)), "os^v8phH"))
 OWN_LOOKS = tuple(zip(cycle((SKY, BLUE, GREEN, INK)), "DXP*<>d123"))
 """Colours and markers of systems, in the order of the table; warm ones are other programs."""
 
-_KINDS = {"forward": SKY, "backward": BLUE}
+_KINDS = {"forward": SKY, "backward": BLUE, "weights": NAVY}
 
 
 def _looks(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
@@ -97,7 +97,7 @@ def computing(rows: Sequence[Row]) -> Figure:
         axes.invert_yaxis()
         axes.set_yticks([])
         axes.grid(visible=False)
-    panels[-1].set_xlabel("seconds; light: forward, dark: backward, white: waits")
+    panels[-1].set_xlabel("seconds; light: forward, dark: backward, darkest: gradients of weights, white: waits")
     return figure
 
 

@@ -43,7 +43,7 @@ class Row:
     @property
     def title(self) -> str:
         """The system's name, with the codecs that its plan chose: each way's least and widest."""
-        if self.system != AUTO:
+        if self.system.forward != AUTO.forward:
             return self.system.name
         ways = ({one[way] for one in self.codecs} for way in (0, 1))
         ranges = [sorted(way, key=lambda codec: payload_bytes(codec, (1, 1024))) for way in ways]
@@ -51,7 +51,7 @@ class Row:
 
     @property
     def bound_s(self) -> float:
-        return self.setting.bound_s(self.codecs)
+        return self.setting.bound_s(self.system, self.codecs)
 
     @property
     def predicted_s(self) -> float | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import tomllib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -38,6 +38,9 @@ OWN = {
 _WITH = " + "
 """Between another's schedule and the codecs in it."""
 
+_SPLIT = "zero bubble "
+"""Before the codecs of wantrain's own schedule that splits the backward."""
+
 _XL_SIX_LAYERS_S = 0.031
 
 
@@ -49,6 +52,8 @@ class System:
     forward: str = "raw:fp32"
     backward: str = "raw:fp32"
     is_own: bool = False
+    is_split: bool = False
+    """Whether gradients of weights are left for later; wantrain's own only."""
 
     @property
     def is_peer(self) -> bool:
@@ -69,17 +74,26 @@ class System:
     def parse(cls, text: str) -> System:
         """Read a system's name; raise ConfigError for what is none.
 
-        It is a peer's, a short name of `OWN`, auto, FORWARD/BACKWARD, or "PEER + FORWARD/BACKWARD".
+        It is a peer's, a short name of `OWN`, auto, FORWARD/BACKWARD, any of these three after "zero bubble", or
+        "PEER + FORWARD/BACKWARD".
         """
         if text in PEERS:
             return cls(text)
         schedule, is_coded, codecs = text.partition(_WITH)
         if is_coded and schedule in PEERS:
             own = cls.parse(codecs)
-            if own == AUTO or not own.is_own:
+            if own == AUTO or own.is_split or not own.is_own:
                 raise ConfigError(f"no system '{text}'; after '+' expected {', '.join(OWN)}, or FORWARD/BACKWARD")
             return cls(f"{schedule}{_WITH}{own.forward}/{own.backward}", own.forward, own.backward)
-        forward, _, backward = text.removeprefix("wantrain ").partition("/")
+        codecs = text.removeprefix("wantrain ")
+        if codecs.startswith(_SPLIT):
+            own = cls.parse(codecs.removeprefix(_SPLIT))
+            if not own.is_own or own.is_split:
+                raise ConfigError(
+                    f"no system '{text}'; after '{_SPLIT}' expected {', '.join(OWN)}, or FORWARD/BACKWARD"
+                )
+            return replace(own, name=own.name.replace("wantrain ", f"wantrain {_SPLIT}"), is_split=True)
+        forward, _, backward = codecs.partition("/")
         if not backward:
             known = [*PEERS, *OWN, AUTO.forward]
             if forward == AUTO.forward:
@@ -145,6 +159,12 @@ class Setting:
         return 2 * self.forward_s
 
     @property
+    def weights_s(self) -> float:
+        """Seconds of a backward that go to gradients of weights, which a schedule may leave for later."""
+        layer = gpt_profile(self.config, 1).layers[1]
+        return self.config.num_layers / self.stages * layer.weight_flops / flops_per_s()
+
+    @property
     def tokens(self) -> int:
         """Tokens of a step."""
         return self.microbatches * self.config.seq_len
@@ -174,6 +194,7 @@ class Setting:
             name="stage",
             forward_flops=self.forward_s * DEFAULT_FLOPS_PER_S,
             backward_flops=self.backward_s * DEFAULT_FLOPS_PER_S,
+            weight_flops=self.weights_s * DEFAULT_FLOPS_PER_S,
             parameter_bytes=0,
             activation_elements=elements,
             stored_bytes=4 * elements,
@@ -182,7 +203,7 @@ class Setting:
 
     def codecs(self, system: System) -> Codecs:
         """Return what a system sends activations and their gradients with."""
-        if system != AUTO:
+        if system.forward != AUTO.forward:
             return [(system.forward, system.backward)] * (self.stages - 1)
         return [(boundary.forward_codec, boundary.backward_codec) for boundary in self.plan(system).boundaries]
 
@@ -190,22 +211,25 @@ class Setting:
         """Return the bytes of one microbatch's activation and of its gradient on the wire, for each boundary."""
         return [(payload_bytes(codec, self.shape), payload_bytes(back, self.shape)) for codec, back in codecs]
 
-    def bound_s(self, codecs: Codecs) -> float:
-        """Return the seconds below which no step with these codecs' payloads can be."""
+    def bound_s(self, system: System, codecs: Codecs | None = None) -> float:
+        """Return the seconds below which no step of a system can be; `codecs` that its plan once chose, or chooses."""
+        weights_s = self.weights_s if system.is_split else 0.0
         return bound_s(
-            self.microbatches, self.payloads(codecs), self.uplink_bytes_per_s, (self.forward_s, self.backward_s),
-            self.latency_s,
+            self.microbatches, self.payloads(codecs or self.codecs(system)), self.uplink_bytes_per_s,
+            (self.forward_s, self.backward_s - weights_s, weights_s), self.latency_s,
         )  # fmt: skip
 
     def plan(self, system: System) -> Plan:
         """Return the plan that wantrain follows here."""
-        codecs: dict[str, Any] = {"forward_codec": system.forward, "backward_codec": system.backward}
+        chosen: dict[str, Any] = {"forward_codec": system.forward, "backward_codec": system.backward}
         topology, profile = self.topology(), self.profile()
+        is_auto = system.forward == AUTO.forward
         plan = make_plan(
             topology, profile, batch_size=self.microbatches, num_stages=self.stages,
-            **(codecs | fewest_bits("again") if system == AUTO else codecs),
+            schedule="zero_bubble" if system.is_split else "1f1b",
+            **(chosen | fewest_bits("again") if is_auto else chosen),
         )  # fmt: skip
-        return give_back_bits(plan, topology, profile, "again") if system == AUTO else plan
+        return give_back_bits(plan, topology, profile, "again") if is_auto else plan
 
 
 def uplinks_text(count: int, bytes_per_s: float, latency_s: float) -> str:
@@ -236,19 +260,20 @@ def bound_s(
     microbatches: int,
     payloads: Sequence[tuple[float, float]],
     bytes_per_s: float,
-    compute_s: tuple[float, float],
+    compute_s: tuple[float, float] | tuple[float, float, float],
     latency_s: float = 0.0,
 ) -> float:
-    """Return the step of a work-conserving schedule: stages do one thing at a time, backward first, sends leave a
-    worker one after another as they are ready, memory is unlimited.
+    """Return the step of a work-conserving schedule: stages do one thing at a time, backward first, gradients of
+    weights last, sends leave a worker one after another as they are ready, memory is unlimited.
 
     `payloads`: for each boundary, bytes of an activation and of its gradient; `compute_s`: a stage's seconds forward
-    and backward.
+    and backward, and for the gradients of weights where they are no part of that.
     """
     stages = len(payloads) + 1
     here_f: list[set[int]] = [set(range(microbatches)), *(set() for _ in range(stages - 1))]
     here_b: list[set[int]] = [set() for _ in range(stages)]
     done_f, done_b, busy, up = [0] * stages, [0] * stages, [0.0] * stages, [0.0] * stages
+    owed, weights_s = [0] * stages, compute_s[2] if len(compute_s) > 2 else 0.0
     queue: list[tuple[float, int, int, tuple[set[int], int] | None]] = [(0.0, s, s, None) for s in range(stages)]
     order, end = stages, 0.0
     while queue:
@@ -259,10 +284,16 @@ def bound_s(
             continue
         is_backward = done_b[s] in here_b[s]
         if not is_backward and (done_f[s] not in here_f[s] or done_f[s] == microbatches):
+            if owed[s] and weights_s:
+                owed[s], busy[s] = owed[s] - 1, now + weights_s
+                end = max(end, busy[s])
+                heapq.heappush(queue, (busy[s], order, s, None))
+                order += 1
             continue
         m = done_b[s] if is_backward else done_f[s]
         busy[s] = now + compute_s[is_backward]
         end = max(end, busy[s])
+        owed[s] += is_backward
         done_b[s], done_f[s] = done_b[s] + is_backward, done_f[s] + (not is_backward)
         target = s - 1 if is_backward else s + 1
         if 0 <= target < stages:

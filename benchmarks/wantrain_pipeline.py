@@ -32,6 +32,7 @@ class WantrainPipeline:
             setting.backward_s * setting.dilation,
             setting.shape,
             setting.shape if rank > 0 else (),
+            setting.weights_s * setting.dilation if system.is_split else 0.0,
         )
         self._executor = Executor(
             plan.actions(0)[rank],

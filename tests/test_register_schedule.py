@@ -68,11 +68,13 @@ def test_what_was_registered_anew_is_what_is_planned() -> None:
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda stages, _: ["FB"] * stages, "has 1 F and 1 B among 2 actions of stage 0 (expected 2 each"),
+        (lambda stages, _: ["FB"] * stages, "has 1 F, 1 B, 0 W among 2 actions of stage 0 (expected 2 F"),
         (lambda stages, _: ["FXFBB"] * stages, "among 5 actions of stage 0"),
         (lambda *_: ["FFBB"], "has 1 stages (expected 2); return a text for each"),
         (lambda *_: ["FBFB", "FFBB"], "can't go on: all stages wait for others (after {0: 'FB', 1: 'FF'})"),
         (lambda *_: ["BFFB", "FFBB"], "can't go on"),
+        (lambda *_: ["FFBB", "FFWWBB"], "can't go on"),
+        (lambda *_: ["FFBB", "FFBWB"], "has 2 F, 2 B, 1 W among 5 actions of stage 1"),
     ],
 )
 @pytest.mark.usefixtures("own")
@@ -83,12 +85,25 @@ def test_an_order_that_can_not_be_is_refused(make: Callable[[int, int], list[str
     assert said in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["1f1b", "gpipe", "two words", ""])
+@pytest.mark.usefixtures("own")
+def test_a_stage_of_it_may_leave_gradients_of_weights_for_later() -> None:
+    wt.register_schedule("own", lambda stages, n: ["FB" * n] * (stages - 1) + ["F" * n + "BBWW" * (n // 2)])
+    with pytest.raises(PlanError, match="can't go on"):
+        make_schedule("own", 2, 4)
+    wt.register_schedule("own", lambda stages, n: ["F" * n + "B" * n] * (stages - 1) + ["F" * n + "BBWW" * (n // 2)])
+    plan = small_plan(2, 1, schedule="own")
+    assert [(stage.max_in_flight, stage.max_postponed) for stage in plan.stages] == [(8, 0), (8, 1)]
+    assert [one.losses for one in train_job(plan)] == [one.losses for one in train_job(small_plan(2, 1))]
+
+
+@pytest.mark.parametrize("name", ["1f1b", "gpipe", "zero_bubble", "two words", ""])
 def test_a_name_that_can_not_be_is_refused(name: str) -> None:
     with pytest.raises(PlanError, match="a schedule can't be called"):
         wt.register_schedule(name, in_pairs)
 
 
 def test_a_plan_with_an_unknown_schedule_names_those_there_are() -> None:
-    with pytest.raises(PlanError, match=r"unknown schedule 'own'.*one of gpipe, 1f1b, or one that this process"):
+    with pytest.raises(
+        PlanError, match=r"unknown schedule 'own'.*one of gpipe, 1f1b, zero_bubble, or one that this process"
+    ):
         small_plan(1, 1, schedule="own")

@@ -116,7 +116,7 @@ class ParallelConfig(Fact):
     num_replicas: int = Field(default=1, ge=1)
     """Copies of the pipeline, over other samples."""
     schedule: ScheduleKind = "1f1b"
-    """In which order a stage works: "1f1b" or "gpipe"."""
+    """In which order a stage works: "1f1b", "gpipe", or "zero_bubble", which leaves gradients of weights for later."""
     max_in_flight: tuple[int, ...] | None = None
     """Microbatches in flight by stage; null lets the plan choose by simulation, within memory."""
     forward_codec: ForwardCodec = "raw:fp32"

@@ -48,11 +48,13 @@ DEFAULT_BUCKET_BYTES = 4 * 2**20
 
 
 class StagePlan(Fact):
-    """Consecutive layers [first_layer, end_layer), and how deep the stage runs ahead."""
+    """Consecutive layers [first_layer, end_layer), how deep the stage runs ahead, and what it leaves for later."""
 
     first_layer: int = Field(ge=0)
     end_layer: int = Field(gt=0)
     max_in_flight: int = Field(ge=1)
+    max_postponed: int = Field(default=0, ge=0)
+    """Microbatches whose gradients of weights may wait, where the schedule splits the backward."""
 
 
 class ReplicaPlan(Fact):
@@ -128,6 +130,8 @@ class Plan(Fact):
         depths = [stage.max_in_flight for stage in self.stages]
         if depths != sorted(depths, reverse=True):
             return f"max_in_flight must not grow from stage to stage (got {depths})"
+        if self.schedule in ("gpipe", "1f1b") and any(stage.max_postponed for stage in self.stages):
+            return f"max_postponed is for schedules that split the backward, zero_bubble say (got {self.schedule})"
         if len(self.boundaries) != len(self.stages) - 1:
             return f"{len(self.stages)} stages have {len(self.stages) - 1} boundaries (got {len(self.boundaries)})"
         return ""
@@ -201,7 +205,9 @@ class Plan(Fact):
     def actions(self, replica: int) -> Schedule:
         """Return the ordered actions of each stage of one replica."""
         depths = [stage.max_in_flight for stage in self.stages]
-        return make_schedule(self.schedule, self.num_stages, self.replicas[replica].num_microbatches, depths)
+        postponed = [stage.max_postponed for stage in self.stages]
+        count = self.replicas[replica].num_microbatches
+        return make_schedule(self.schedule, self.num_stages, count, depths, postponed)
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON."""

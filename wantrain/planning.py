@@ -43,8 +43,8 @@ from wantrain.topology import Topology
 from wantrain.training.job import load_config, load_topology, profile_of, resolve
 
 _SEARCHED = (
-    "model", "profile", "batch_size", "microbatch_size", "stages", "replicas", "codec", "gradient_codec", "data_seen",
-    "objective", "pin", "exclude", "replan", "time_limit", "seed",
+    "model", "profile", "batch_size", "microbatch_size", "stages", "replicas", "schedule", "codec", "gradient_codec",
+    "data_seen", "objective", "pin", "exclude", "replan", "time_limit", "seed",
 )  # fmt: skip
 """Options that say what a run file says, or that change its plan."""
 
@@ -110,6 +110,7 @@ def _from_options(args: argparse.Namespace) -> Request:
         "batch_size": args.batch_size,
         "num_stages": args.stages,
         "num_replicas": args.replicas,
+        "schedule": args.schedule or ("1f1b" if args.replan is None else Plan.load(args.replan).schedule),
         "pinned": dict(args.pin),
         "excluded": tuple(args.exclude),
         "time_limit_s": args.time_limit,

@@ -42,6 +42,8 @@ class LayerProfile(Fact):
     name: str
     forward_flops: float = Field(ge=0)
     backward_flops: float = Field(ge=0)
+    weight_flops: float = Field(default=0.0, ge=0)
+    """Of the backward's, those for gradients of weights that a schedule may leave for later."""
     parameter_bytes: int = Field(ge=0)
     """Weights that are trained."""
     frozen_bytes: int = Field(default=0, ge=0)
@@ -65,6 +67,10 @@ class LayerProfile(Fact):
     def backward_s(self, flops_per_s: float) -> float:
         """Return the seconds of a backward on a worker that sustains `flops_per_s`."""
         return self.backward_flops / flops_per_s
+
+    def weights_s(self, flops_per_s: float) -> float:
+        """Return the seconds of the gradients of weights, a part of a backward's."""
+        return self.weight_flops / flops_per_s
 
 
 class CodecSpeed(Fact):
@@ -194,6 +200,7 @@ def _block(config: ModelConfig, tokens: int) -> LayerProfile:
         name="block",
         forward_flops=forward,
         backward_flops=2 * forward,
+        weight_flops=2.0 * tokens * weights,
         parameter_bytes=(weights + 2 * hidden) * BYTES_PER_ELEMENT,
         activation_elements=tokens * hidden,
         stored_bytes=tokens * ((11 + 2 * config.mlp_ratio) * hidden * BYTES_PER_ELEMENT + _mask_bytes(config, 2)),
@@ -207,6 +214,7 @@ def _head(config: ModelConfig, tokens: int) -> LayerProfile:
         name="head",
         forward_flops=forward,
         backward_flops=2 * forward,
+        weight_flops=forward,
         parameter_bytes=(weights + config.hidden) * BYTES_PER_ELEMENT,
         activation_elements=tokens * config.vocab_size,
         stored_bytes=tokens * (2 * config.hidden + config.vocab_size + 2) * BYTES_PER_ELEMENT,

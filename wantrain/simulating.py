@@ -21,7 +21,7 @@ from wantrain.resources import find_config, shipped
 from wantrain.scheduler.cost_model import make_workload
 from wantrain.scheduler.disturbance import Disturbance
 from wantrain.scheduler.simulator import play_step
-from wantrain.timeline import Event, Timeline
+from wantrain.timeline import COMPUTE_KINDS, Event, Timeline
 from wantrain.topology import Topology
 from wantrain.units import (
     BANDWIDTH_UNITS,
@@ -184,7 +184,7 @@ def _parts(timeline: Timeline, step_s: float) -> tuple[int, dict[str, float]]:
 def _part(event: Event) -> str | None:
     if event.kind == "wait":
         return "waiting for tensors" if event.microbatch >= 0 else "waiting for gradients"
-    return {"forward": "computing", "backward": "computing", "step": "update"}.get(event.kind)
+    return "computing" if event.kind in COMPUTE_KINDS else {"step": "update"}.get(event.kind)
 
 
 def _busiest(topology: Topology, timeline: Timeline) -> Link | None:

@@ -17,9 +17,10 @@ from wantrain.fact import read_json, write_text
 
 VERSION = 1
 
-EventKind = Literal["forward", "backward", "reduce", "step", "wait", "send", "encode", "decode"]
+EventKind = Literal["forward", "backward", "reduce", "step", "wait", "send", "encode", "decode", "weights"]
+"""Where there are "weights", gradients of weights are made there, and a backward makes those of inputs alone."""
 
-COMPUTE_KINDS = ("forward", "backward")
+COMPUTE_KINDS: tuple[EventKind, ...] = ("forward", "backward", "weights")
 
 
 class Event(NamedTuple):
@@ -58,7 +59,7 @@ class Timeline(NamedTuple):
         return (event for event in self.events if event.rank == rank)
 
     def compute_by_rank(self) -> list[float]:
-        """Seconds that each rank spent in forwards and backwards."""
+        """Seconds that each rank spent in forwards and backwards, those of weights included."""
         seconds = [0.0] * len(self.workers)
         for event in self.events:
             if event.kind in COMPUTE_KINDS:

@@ -42,7 +42,18 @@ def test_the_bound_is_that_of_the_published_shape(bit_per_s: float, expected: fl
     bound = bound_s(16, [(MICROBATCH, MICROBATCH)] * 7, bit_per_s / 8, (0.031, 0.062))
     assert bound == pytest.approx(expected, abs=0.006)
     setting = Setting(bit_per_s / 8)
-    assert setting.bound_s(setting.codecs(System.parse("raw"))) == pytest.approx(bound, rel=1e-3)  # and a header
+    assert setting.bound_s(System.parse("raw")) == pytest.approx(bound, rel=1e-3)  # and a header
+
+
+def test_where_gradients_of_weights_may_wait_the_way_back_is_shorter() -> None:
+    free = [(0.0, 0.0)] * 7
+    assert bound_s(32, free, 1.0, (1.0, 2.0)) == 39 * 3.0
+    assert bound_s(32, free, 1.0, (1.0, 1.0, 1.0)) == 7 + 32 * 3.0
+    setting = Setting(62.5e6, microbatches=32)
+    whole, split = (System.parse(name) for name in ("aqsgd", "zero bubble aqsgd"))
+    plan = setting.plan(split)
+    assert plan.prediction is not None
+    assert setting.bound_s(split) <= plan.prediction.step_s < 0.9 * setting.bound_s(whole)
 
 
 def test_latency_adds_to_the_bound_once_for_each_boundary_there_and_back() -> None:
@@ -62,6 +73,9 @@ def test_latency_adds_to_the_bound_once_for_each_boundary_there_and_back() -> No
         "auto",
         "aqsgd:3/quantized:6",
         "wantrain raw:bf16/raw:bf16",
+        "zero bubble aqsgd",
+        "zero bubble raw:bf16/raw:bf16",
+        "zero bubble auto",
     ],
 )
 def test_a_system_is_read_back_from_its_own_name(given: str) -> None:
@@ -79,6 +93,10 @@ def test_a_system_is_read_back_from_its_own_name(given: str) -> None:
         "aqsgd:99/raw:fp32",
         "nothing/raw:fp32",
         "auto/raw:fp32",
+        "zero bubble",
+        "zero bubble torch 1F1B",
+        "zero bubble zero bubble raw",
+        "torch 1F1B + zero bubble raw",
         "",
     ],
 )

@@ -83,10 +83,10 @@ def run_layers(layers: Sequence[nn.Module], tokens: Tensor) -> Tensor:
     return tokens
 
 
-def plan_of(model: hf.HuggingFaceModel, stages: int, replicas: int = 1) -> wt.Plan:
+def plan_of(model: hf.HuggingFaceModel, stages: int, replicas: int = 1, **choices: Any) -> wt.Plan:
     profile = hf.hf_profile(model, 2)
-    choices = {"batch_size": BATCH, "num_stages": stages, "num_replicas": replicas, "num_lanes": replicas}
-    return wt.make_plan(flat_topology(stages * replicas), profile, **choices)
+    shape = {"batch_size": BATCH, "num_stages": stages, "num_replicas": replicas, "num_lanes": replicas}
+    return wt.make_plan(flat_topology(stages * replicas), profile, **shape | choices)
 
 
 def train(
@@ -139,6 +139,15 @@ def test_what_is_saved_unchanged_is_the_same_model(folders: dict[str, Path], fam
     assert torch.equal(logits(before, tokens), logits(after, tokens))
     assert {name for name, _ in before.named_parameters()} == {name for name, _ in after.named_parameters()}
     assert len(list((tmp_path / "saved").glob("*.safetensors"))) == 2
+
+
+@pytest.mark.parametrize(("family", "is_lora"), [("gpt2", False), ("gpt2", True), ("llama", False), ("qwen3", True)])
+def test_a_split_backward_changes_no_bit(folders: dict[str, Path], family: str, is_lora: bool) -> None:
+    if is_lora:
+        pytest.importorskip("peft")
+    model = open_model(folders[family], lora=hf.Lora() if is_lora else None)
+    split, whole_one = (plan_of(model, 2, schedule=schedule) for schedule in ("zero_bubble", "1f1b"))
+    assert train(model, split, 3)[0] == train(model, whole_one, 3)[0]
 
 
 @pytest.mark.parametrize("family", ["gpt2", "mistral"])  # tied and not

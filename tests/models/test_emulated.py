@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from wantrain.models.emulated import EmulatedLayer, EmulatedUpdate, emulated_loss
+from wantrain.models.split_backward import PostponedGradients
 
 
 def test_a_layer_takes_its_seconds_and_gives_gradients_to_inputs_and_weights() -> None:
@@ -22,6 +23,23 @@ def test_a_layer_takes_its_seconds_and_gives_gradients_to_inputs_and_weights() -
     assert torch.count_nonzero(inputs.grad) == inputs.numel()
     assert layer.weight.grad is not None
     assert layer.weight.grad.shape == (1000,)
+
+
+@pytest.mark.alone
+def test_a_split_backward_makes_gradients_of_weights_later_in_their_own_seconds() -> None:
+    layer = EmulatedLayer((4, 8), 0.0, 0.3, 1000, weights_s=0.2)
+    postponed = PostponedGradients([layer])
+    with postponed.collecting():
+        output = layer(torch.randn(2, 4, 8, requires_grad=True))
+    postponed.begin(0)
+    began_s = time.monotonic()
+    emulated_loss(output, output).backward()
+    assert 0.1 <= time.monotonic() - began_s < 0.19
+    assert layer.weight.grad is None
+    began_s = time.monotonic()
+    postponed.make(0)
+    assert 0.2 <= time.monotonic() - began_s < 0.29
+    assert layer.weight.grad is not None
 
 
 @pytest.mark.alone

@@ -74,6 +74,35 @@ def test_a_bucket_leaves_when_its_last_gradient_is_in_and_not_before_the_last_ba
     closing.join()
 
 
+def test_where_only_some_gradients_are_still_owed_a_bucket_waits_for_those_alone() -> None:
+    submitted: list[int] = []
+
+    class Watched(Reducer):
+        def submit(self, bucket: torch.Tensor, *rest: Any) -> Handle:
+            submitted.append(bucket.numel())
+            return super().submit(bucket, *rest)
+
+    a, b = loopback_pair("a", "b")
+    layers = make_layers()
+    reducer = Watched(0, {1: a}, TIMEOUT_S)
+    buckets = GradientBuckets(list(layers.parameters()), 1, reducer)
+    buckets.zero()
+    layers(torch.ones(1, 5)).sum().backward()
+    buckets.arm({layers[1].weight})
+    assert submitted == [16]
+    torch.autograd.backward(layers[1].weight, torch.ones(3, 7))
+    assert submitted == [16, 32, 48]
+    other = Reducer(1, {0: b}, TIMEOUT_S)
+    handles = [other.submit(torch.zeros(size)) for size in submitted]
+    buckets.finish(TIMEOUT_S)
+    for handle in handles:
+        handle.wait(TIMEOUT_S)
+    closing = threading.Thread(target=other.close, args=(TIMEOUT_S,))
+    closing.start()
+    reducer.close(TIMEOUT_S)
+    closing.join()
+
+
 def test_after_finish_every_member_holds_the_sum() -> None:
     ends, models = loopback_pair("a", "b"), [make_layers(), make_layers()]
 

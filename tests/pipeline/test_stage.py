@@ -81,6 +81,17 @@ def test_an_emulated_stage_takes_its_time_and_changes_its_contents() -> None:
     assert not torch.equal(outputs[0], outputs[1])
 
 
+@pytest.mark.alone
+def test_an_emulated_stage_splits_the_seconds_of_its_backward() -> None:
+    stage = DilatedStage(EmulatedStage(0.0, 0.3, (1, 2), (1, 2), weights_s=0.2), 1.0)
+    began = time.monotonic()
+    stage.backward(0, torch.ones(1, 2))
+    after_inputs = time.monotonic()
+    stage.weights(0)
+    assert 0.1 <= after_inputs - began < 0.19
+    assert 0.2 <= time.monotonic() - after_inputs < 0.29
+
+
 def test_the_first_emulated_stage_gives_no_gradient_and_the_last_a_loss() -> None:
     stage = EmulatedStage(0.0, 0.0, (1, 2), ())
     assert stage.backward(0, None) is None

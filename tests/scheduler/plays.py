@@ -25,10 +25,16 @@ def flat(num_workers: int, uplink: str | None = None, **changes: Any) -> Topolog
 
 
 def make_plan(
-    stages: int, replicas: int, microbatches: int, depths: list[int] | None = None, schedule: str = "1f1b"
+    stages: int,
+    replicas: int,
+    microbatches: int,
+    depths: list[int] | None = None,
+    schedule: str = "1f1b",
+    postponed: list[int] | None = None,
 ) -> Plan:
     """Pipelines of consecutive workers w0, w1, …, one layer a stage."""
     depths = depths or [min(microbatches, stages - s) for s in range(stages)]
+    postponed = postponed or [0] * stages
     rows = [
         {
             "workers": [f"w{r * stages + s}" for s in range(stages)],
@@ -45,7 +51,10 @@ def make_plan(
         "microbatch_size": 1,
         "num_lanes": replicas,
         "schedule": schedule,
-        "stages": [{"first_layer": s, "end_layer": s + 1, "max_in_flight": depths[s]} for s in range(stages)],
+        "stages": [
+            {"first_layer": s, "end_layer": s + 1, "max_in_flight": depths[s], "max_postponed": postponed[s]}
+            for s in range(stages)
+        ],
         "replicas": rows,
         "boundaries": [{"transports": [{}] * replicas} for _ in range(stages - 1)],
     }

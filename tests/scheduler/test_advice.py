@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.jobs import small_plan
+from tests.jobs import flat_topology, small_plan
 from wantrain.errors import TopologyError
 from wantrain.model_config import ModelConfig
 from wantrain.profile import gpt_profile
@@ -33,9 +33,23 @@ def plan_across():  # type: ignore[no-untyped-def]
     return plan.model_copy(update={"replicas": tuple(rows)})
 
 
+def test_a_split_backward_is_named_where_it_helps_and_fits() -> None:
+    plan, topology = small_plan(4, 1, model=MODEL, microbatch_size=2), flat_topology(4, "10 Gbit/s", "0 ms")
+    (found,) = (one for one in what_would_help(plan, topology, PROFILE) if one.what == "schedule")
+    better = small_plan(4, 1, model=MODEL, microbatch_size=2, schedule="zero_bubble")
+    assert found.change == "zero_bubble in place of 1f1b"
+    assert found.step_s == pytest.approx(predict(better, topology, PROFILE).step_s, rel=0.01)
+    assert all(one.what != "schedule" for one in what_would_help(better, topology, PROFILE))
+    assert plan.prediction is not None
+    scarce = min(plan.prediction.memory_bytes.values()) // 2
+    workers = tuple(worker.model_copy(update={"memory_bytes": scarce}) for worker in topology.workers)
+    tight = what_would_help(plan, topology.model_copy(update={"workers": workers}), PROFILE)
+    assert all(one.what != "schedule" for one in tight)
+
+
 def test_the_slow_link_between_sites_is_named_for_both_ends_at_once_and_its_gain_is_real() -> None:
     topology = two_sites("2 Mbit/s")
-    best = what_would_help(plan_across(), topology, PROFILE)[0]
+    best = next(one for one in what_would_help(plan_across(), topology, PROFILE) if one.what != "schedule")
     assert best.what in ("link a → b", "link b → a")
     assert best.change == "from 2 Mbit/s to 4 Mbit/s"
     ends = best.what.removeprefix("link ").split(" → ")

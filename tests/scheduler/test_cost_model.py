@@ -70,6 +70,32 @@ def test_every_microbatch_in_flight_costs_its_activations_and_its_payloads() -> 
     assert got == more * (stored[0] + payloads)
 
 
+def test_what_is_put_off_keeps_its_activations_until_it_is_made() -> None:
+    plan = plan_of(2, 1, schedule="zero_bubble")
+
+    def memory(postponed: int) -> int:
+        stages = [stage.model_dump() | {"max_in_flight": 1, "max_postponed": postponed} for stage in plan.stages]
+        return memory_bytes(change(plan, stages=stages), PROFILE, 0)
+
+    stored = sum(layer.stored_bytes for layer in PROFILE.layers[: plan.stages[0].end_layer])
+    assert memory(2) - memory(0) == 2 * stored
+    assert memory(99) - memory(0) == (plan.replicas[0].num_microbatches - 1) * stored
+
+
+def test_a_split_backward_is_as_long_as_a_whole_one_in_two_parts() -> None:
+    workload = make_workload(plan_of(2, 1), flat_topology(2), PROFILE)
+    assert all(
+        0 < weights < backward for weights, backward in zip(workload.weights_s, workload.backward_s, strict=True)
+    )
+    whole, split = (
+        predict(plan_of(4, 1, schedule=schedule), flat_topology(4, "100 Gbit/s", "0 ms"), PROFILE)
+        for schedule in ("1f1b", "zero_bubble")
+    )
+    assert split.compute_s == pytest.approx(whole.compute_s)
+    assert split.bubble_s < whole.bubble_s
+    assert split.step_s < whole.step_s
+
+
 def test_the_parts_of_a_step_add_up_and_the_bottleneck_is_named() -> None:
     plan = plan_of(2, 1)
     slow = predict(plan, flat_topology(2, "1 Mbit/s"), PROFILE)

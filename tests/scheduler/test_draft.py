@@ -29,6 +29,15 @@ def test_transports_fill_their_links() -> None:
     assert plan.gradient_transport == transport_for(PAYLOAD_SHARE * 1.25e9, 0.0005)
 
 
+def test_where_the_backward_is_split_all_some_or_nothing_may_wait() -> None:
+    split = drafter(schedule="zero_bubble")
+    assert (4, 1) in split.depths(PLACEMENT, (9, 9))  # the last stage's depth stays: it would hold up its own gradient
+    found = [[stage.max_postponed for stage in plan.stages] for plan in split.plans(PLACEMENT, (4, 1))]
+    assert found == [[5, 5], [0, 3], [0, 0]]
+    assert len(list(split.plans(PLACEMENT, (4, 4)))) == 2
+    assert len(list(drafter().plans(PLACEMENT, (4, 1)))) == 1
+
+
 def test_depths_are_multiples_of_1f1bs_own_within_what_memory_allows() -> None:
     tried = list(drafter().depths(PLACEMENT, (3, 3)))
     assert tried[0] == (2, 1)

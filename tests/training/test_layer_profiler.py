@@ -44,6 +44,13 @@ def test_blocks_share_one_median_of_every_block_and_round(measured: LayerMeasure
     assert blocks[0].forward_s(speed) == pytest.approx(statistics.median(times.forward_s))
 
 
+def test_gradients_of_weights_are_a_part_of_a_backward(measured: LayerMeasurement) -> None:
+    embedding, *blocks, head = measured.profile.layers
+    assert embedding.weight_flops < 0.5 * embedding.backward_flops  # it has no product with a weight
+    for layer in (blocks[0], head):
+        assert 0 < layer.weight_flops <= layer.backward_flops
+
+
 def test_the_reference_speed_gives_the_measured_seconds_back(measured: LayerMeasurement) -> None:
     profile, counted = measured.profile, gpt_profile(MODEL, 4)
     speed = profile.reference_flops_per_s

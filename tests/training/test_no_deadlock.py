@@ -17,7 +17,7 @@ def random_plan(seed: int) -> Plan:
     stages, replicas = draw.choice([(1, 2), (1, 3), (2, 1), (2, 2), (2, 3), (3, 1), (3, 2), (4, 1), (4, 2), (4, 3)])
     lanes = draw.randint(replicas, 6)
     batch = lanes * draw.randint(1, 3)
-    kind = draw.choice(["1f1b", "gpipe"])
+    kind = draw.choice(["1f1b", "gpipe", "zero_bubble"])
     plan = small_plan(stages, replicas, batch_size=batch, num_lanes=lanes, schedule=kind)
     depths = sorted((draw.randint(1, batch) for _ in range(stages)), reverse=True)
     transport = {
@@ -25,11 +25,13 @@ def random_plan(seed: int) -> Plan:
         "chunk_bytes": draw.choice([100, 1000, 65536]),
         "num_posted": draw.randint(2, 4),
     }
+    postponed = [draw.randint(0, batch) if kind == "zero_bubble" else 0 for _ in range(stages)]
     workers = [name for name in plan.workers if draw.random() < 0.5]
     return change(
         plan,
         stages=[
-            stage.model_dump() | {"max_in_flight": depth} for stage, depth in zip(plan.stages, depths, strict=True)
+            stage.model_dump() | {"max_in_flight": depth, "max_postponed": later}
+            for stage, depth, later in zip(plan.stages, depths, postponed, strict=True)
         ],
         boundaries=[{"transports": [transport] * replicas} for _ in range(stages - 1)],
         gradient_transport=transport,

@@ -18,7 +18,7 @@ def assert_same_bits(one: list[Outcome], other: list[Outcome]) -> None:
         assert torch.equal(weight, others[name]), name
 
 
-@pytest.mark.parametrize("schedule", ["1f1b", "gpipe"])
+@pytest.mark.parametrize("schedule", ["1f1b", "gpipe", "zero_bubble"])
 @pytest.mark.parametrize("stages", [2, 4, 6])
 def test_any_number_of_stages_gives_the_bits_of_one_process(stages: int, schedule: str) -> None:
     alone = train_job(small_plan(1, 1))
@@ -29,6 +29,16 @@ def test_depth_and_bucket_size_change_no_bit() -> None:
     plan = small_plan(3, 1)
     deep = change(plan, bucket_bytes=100, stages=[stage.model_dump() | {"max_in_flight": 8} for stage in plan.stages])
     assert_same_bits(train_job(deep), train_job(plan))
+
+
+def test_a_split_backward_changes_no_bit_whatever_waits_and_whoever_else_averages() -> None:
+    model = MODEL.model_copy(update={"dropout": 0.2, "tied": True})
+    plan = small_plan(3, 2, model=model, schedule="zero_bubble")
+    other = small_plan(3, 2, model=model, max_in_flight=(3, 2, 1))
+    expected = train_job(other, model=model)
+    for postponed, recompute in ((0, False), (1, True), (4, False)):
+        stages = [stage.model_dump() | {"max_postponed": postponed} for stage in plan.stages]
+        assert_same_bits(train_job(change(plan, stages=stages), model=model, recompute=recompute), expected)
 
 
 def test_two_replicas_of_two_stages_agree_with_one_process_to_a_rounding() -> None:

@@ -53,7 +53,7 @@ class Executor:
         downstream: Neighbour | None = None,
         before_forward: Callable[[Sequence[int]], None] = lambda _: None,
         before_backward: Callable[[Sequence[int]], None] = lambda _: None,
-        before_last_backward: Callable[[], None] = lambda: None,
+        before_final: Callable[[], None] = lambda: None,
         reduce: Callable[[], None] = lambda: None,
         step: Callable[[], None] = lambda: None,
     ) -> None:
@@ -61,15 +61,17 @@ class Executor:
 
         `before_forward` is told which samples the next forward sees, for what depends on them (dropout);
         `before_backward` likewise, where a backward runs forwards once more.
-        `reduce` and `step` are what the actions R and S do; `before_last_backward` announces that gradients are final
-        from the next backward on, so that their reduction can begin while earlier layers still compute.
+        `reduce` and `step` are what the actions R and S do; `before_final` announces that gradients are final from the
+        next action on (the last backward, or the last gradients of weights where these come later), so that their
+        reduction can begin while earlier layers still compute.
         """
         self._actions = tuple(actions)
         self._stage = stage
         self._recorder = recorder
         self._upstream, self._downstream = upstream, downstream
         self._before_forward, self._before_backward = before_forward, before_backward
-        self._before_last_backward = before_last_backward
+        self._before_final = before_final
+        self._final_kind = "W" if any(action.kind == "W" for action in self._actions) else "B"
         self._ends = {"R": reduce, "S": step}
         self._step_number = 0
         self.loss = 0.0
@@ -90,16 +92,19 @@ class Executor:
         self.loss = 0.0
         for action in self._actions:
             is_last = action.microbatch == len(microbatches) - 1
+            if is_last and action.kind == self._final_kind:
+                self._before_final()
             if action.kind == "F":
                 self._forward(action, microbatches[action.microbatch])
                 if is_last and upcoming is not None and self._downstream is not None:
                     self._downstream.outbox.offer(upcoming)
             elif action.kind == "B":
-                if is_last:
-                    self._before_last_backward()
                 self._backward(action, microbatches[action.microbatch])
                 if is_last and upcoming is not None and self._upstream is not None:
                     self._upstream.outbox.offer(upcoming)
+            elif action.kind == "W":
+                with self._recorder.span("weights", action.microbatch):
+                    self._stage.weights(action.microbatch)
             else:
                 self._ends[action.kind]()
 

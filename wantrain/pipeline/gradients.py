@@ -13,7 +13,7 @@ the step, and goes into checkpoints parameter by parameter.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -124,14 +124,19 @@ class GradientBuckets:
         self._is_armed = False
         self._share, self._is_plain = share, is_plain
 
-    def arm(self) -> None:
-        """Say that the next backward is the step's last: its gradients are final."""
+    def arm(self, owed: Collection[nn.Parameter] | None = None) -> None:
+        """Say that the gradients that come next are final: those of `owed`, where all others are (None: of all)."""
         self._is_armed = True
+        if owed is not None:
+            self._missing = [sum(member in owed for member in members) for members in self._members]
+            self._submit_ready()
 
     def _one_ready(self, index: int) -> None:
-        if not self._is_armed:
-            return
-        self._missing[index] -= 1
+        if self._is_armed:
+            self._missing[index] -= 1
+            self._submit_ready()
+
+    def _submit_ready(self) -> None:
         while self._num_submitted < len(self._buckets) and not self._missing[self._num_submitted]:
             self._submit_next()
 

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from wantrain.models.split_backward import PostponedGradients
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 
@@ -36,6 +39,10 @@ class Stage(ABC):
         """Run a microbatch backward; return the gradient of its inputs (None on the first stage)."""
 
     @abstractmethod
+    def weights(self, microbatch: int) -> None:
+        """Make the gradients of weights that a microbatch's backward has left for later."""
+
+    @abstractmethod
     def evaluate(self, inputs: Tensor, targets: Tensor | None) -> Tensor:
         """Run forward without a graph and keep nothing; with `targets` return the plain mean loss."""
 
@@ -45,7 +52,7 @@ class TorchStage(Stage):
 
     `recomputed` layers (by their place here) keep only their input, and run their forward once more for the backward.
     Nothing is gained so at a pipeline's ends: an embedding keeps its input alone, and what a head made is what the loss
-    keeps.
+    keeps. With `is_split` backwards leave gradients of weights for later (`models/split_backward.py`).
     """
 
     def __init__(
@@ -56,6 +63,7 @@ class TorchStage(Stage):
         loss_scale: float = 1.0,
         autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
         recomputed: Container[int] = (),
+        is_split: bool = False,
     ) -> None:
         """Hold `layers`; `loss` (last stage only) gives a mean, which `loss_scale` turns into the batch's share."""
         self.layers = nn.ModuleList(layers)
@@ -64,6 +72,7 @@ class TorchStage(Stage):
         self._autocast = autocast
         self._recomputed = recomputed
         self._held: dict[int, tuple[Tensor, Tensor]] = {}
+        self._postponed = PostponedGradients(layers) if is_split else None
 
     def forward(self, microbatch: int, inputs: Tensor, targets: Tensor | None) -> Tensor:
         if inputs.is_floating_point():
@@ -76,9 +85,19 @@ class TorchStage(Stage):
 
     def backward(self, microbatch: int, output_grad: Tensor | None) -> Tensor | None:
         inputs, output = self._held.pop(microbatch)
+        if self._postponed is not None:
+            self._postponed.begin(microbatch)
         if output.requires_grad:  # else nothing up to here is trained, and nobody is before it
             torch.autograd.backward(output, output_grad)
         return inputs.grad
+
+    def weights(self, microbatch: int) -> None:
+        assert self._postponed is not None, "the backward is split"
+        self._postponed.make(microbatch)
+
+    def owed(self) -> Collection[nn.Parameter] | None:
+        """Return the weights whose gradients were left for later; None where backwards are whole."""
+        return None if self._postponed is None else self._postponed.weights()
 
     def evaluate(self, inputs: Tensor, targets: Tensor | None) -> Tensor:
         with torch.no_grad():
@@ -88,11 +107,17 @@ class TorchStage(Stage):
         with self._autocast():
             for place, layer in enumerate(self.layers):
                 is_dropped = place in self._recomputed and torch.is_grad_enabled()
-                hidden = checkpoint(layer, hidden, use_reentrant=False) if is_dropped else layer(hidden)
+                run = partial(self._layer, layer)
+                hidden = checkpoint(run, hidden, use_reentrant=False) if is_dropped else run(hidden)
             if targets is None:
                 return hidden
             assert self._loss is not None, "a stage with targets has a loss"
             return self._loss(hidden, targets)
+
+    def _layer(self, layer: nn.Module, hidden: Tensor) -> Tensor:
+        with nullcontext() if self._postponed is None else self._postponed.collecting():
+            output: Tensor = layer(hidden)
+        return output
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Yield the parameters in layer order."""
@@ -103,10 +128,18 @@ class EmulatedStage(Stage):
     """Profiled seconds and real shapes, no arithmetic. Every payload differs from the one before."""
 
     def __init__(
-        self, forward_s: float, backward_s: float, output_shape: Sequence[int], input_shape: Sequence[int]
+        self,
+        forward_s: float,
+        backward_s: float,
+        output_shape: Sequence[int],
+        input_shape: Sequence[int],
+        weights_s: float = 0.0,
     ) -> None:
-        """Sleep `forward_s` and `backward_s` per microbatch; an empty `input_shape` means the first stage."""
-        self._seconds = {"forward": forward_s, "backward": backward_s}
+        """Sleep `forward_s` and `backward_s` per microbatch; an empty `input_shape` means the first stage.
+
+        Of the latter `weights_s` are slept when gradients of weights are made, in a schedule that splits backwards.
+        """
+        self._seconds = {"forward": forward_s, "backward": backward_s - weights_s, "weights": weights_s}
         self._output = torch.randn(*output_shape)
         self._input_grad = torch.randn(*input_shape) if input_shape else None
         self._num_runs = 0
@@ -122,6 +155,9 @@ class EmulatedStage(Stage):
         grad = None if self._input_grad is None else self._changed(self._input_grad)
         _sleep_until(end_s)
         return grad
+
+    def weights(self, microbatch: int) -> None:
+        _sleep_until(time.monotonic() + self._seconds["weights"])
 
     def evaluate(self, inputs: Tensor, targets: Tensor | None) -> Tensor:
         _sleep_until(time.monotonic() + self._seconds["forward"])
@@ -153,6 +189,10 @@ class DilatedStage(Stage):
     def backward(self, microbatch: int, output_grad: Tensor | None) -> Tensor | None:
         with slowed(self._dilation, self._is_cuda):
             return self.inner.backward(microbatch, output_grad)
+
+    def weights(self, microbatch: int) -> None:
+        with slowed(self._dilation, self._is_cuda):
+            self.inner.weights(microbatch)
 
     def evaluate(self, inputs: Tensor, targets: Tensor | None) -> Tensor:
         return self.inner.evaluate(inputs, targets)

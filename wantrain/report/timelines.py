@@ -17,7 +17,7 @@ from matplotlib.patches import Patch, PathPatch
 from matplotlib.path import Path
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from wantrain.report.style import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, RED, RULE, SKY
+from wantrain.report.style import BLUE, GREEN, INK, MUTED, NAVY, ORANGE, PURPLE, RED, RULE, SKY
 from wantrain.timeline import Event, Timeline
 from wantrain.units import format_time
 
@@ -47,6 +47,7 @@ LOOKS = {
     "reduce": Look("waits for gradients", "#fbe3d3", edge="#e2a37c", hatch="\\\\\\\\"),
     "forward": Look("forward", SKY),
     "backward": Look("backward", BLUE),
+    "weights": Look("gradients of weights", NAVY),
     "step": Look("update", GREEN),
     "encode": Look("encode, decode", PURPLE, 0.84, 0.16),
     "tensor": Look("sends a tensor", ORANGE, 0.12, 0.76),
@@ -189,10 +190,10 @@ def _patch(events: Sequence[Event], lane: Lane, look: Look, order: int) -> PathP
 
 def _write_inside(axes: Axes, events: Sequence[Event], lane: Lane, key: str, span_s: float) -> None:
     """Write the microbatch into forwards and backwards and the peer into waits, where there is room."""
-    if key not in ("forward", "backward", "wait", "reduce"):
+    if key not in ("forward", "backward", "weights", "wait", "reduce"):
         return
     points_per_s = (WIDTH_IN - LABEL_IN) * UNITS_PER_IN / span_s
-    color = {"forward": INK, "backward": "white", "wait": MUTED, "reduce": INK}[key]
+    color = {"backward": "white", "weights": "white", "wait": MUTED}.get(key, INK)
     for event in events:
         text = event.peer if key in ("wait", "reduce") else str(event.microbatch)
         if text and event.duration_s * points_per_s > 4.6 * len(text) + 3:

@@ -1,4 +1,5 @@
-"""What would help most: every link, line and worker that a plan uses, made twice as good, and played again.
+"""What would help most: every link, line and worker that a plan uses, made twice as good, and played again; and what
+costs nothing but memory, a backward in two parts.
 
 A link between two sites is changed for all pairs of workers that cross it, for that is what one can buy. Workers are
 changed one by one, stage by stage and all at once: where several are equally slow, one faster alone is no help.
@@ -12,7 +13,8 @@ from dataclasses import dataclass
 
 from wantrain.plan import Plan
 from wantrain.profile import ModelProfile
-from wantrain.scheduler.cost_model import predict
+from wantrain.scheduler.cost_model import memory_bytes, predict
+from wantrain.scheduler.draft import split_choices, split_depths
 from wantrain.topology import Site, Topology, Worker
 from wantrain.units import format_bandwidth
 
@@ -45,7 +47,27 @@ def what_would_help(plan: Plan, topology: Topology, profile: ModelProfile) -> li
         step_s = predict(plan, changed, profile).step_s
         if step_s < now_s * (1 - _LEAST_GAIN):
             advice.append(Advice(what, change, step_s, 1 - step_s / now_s))
+    step_s = min((predict(one, topology, profile).step_s for one in _split(plan, topology, profile)), default=now_s)
+    if step_s < now_s * (1 - _LEAST_GAIN):
+        advice.append(Advice("schedule", f"zero_bubble in place of {plan.schedule}", step_s, 1 - step_s / now_s))
     return sorted(advice, key=lambda one: one.step_s)
+
+
+def _split(plan: Plan, topology: Topology, profile: ModelProfile) -> Iterator[Plan]:
+    """Yield the plan with the backward split, in every way that its workers have the memory for."""
+    most = max(replica.num_microbatches for replica in plan.replicas)
+    if plan.schedule not in ("1f1b", "gpipe") or plan.num_stages == 1:
+        return
+    for depths in split_depths(plan.num_stages, most):
+        for postponed in split_choices(depths, most):
+            stages = tuple(
+                stage.model_copy(update={"max_in_flight": depth, "max_postponed": later})
+                for stage, depth, later in zip(plan.stages, depths, postponed, strict=True)
+            )
+            split = plan.model_copy(update={"schedule": "zero_bubble", "stages": stages, "prediction": None})
+            needs = (memory_bytes(split, profile, rank) for rank in range(plan.world_size))
+            if all(need <= topology.worker(name).memory_bytes for need, name in zip(needs, plan.workers, strict=True)):
+                yield split
 
 
 def _changes(plan: Plan, topology: Topology) -> Iterator[tuple[str, str, Topology]]:

@@ -1,11 +1,11 @@
 """What a plan costs: seconds of compute, bytes on the wire, bytes in memory. Pure functions of frozen facts.
 
 Memory of a rank, with w its weights in bytes, a_s the stored activations of a microbatch on stage s, d_s the stage's
-`max_in_flight`, f_s and b_s the payloads that leave stage s forwards and backwards:
+`max_in_flight`, p_s its `max_postponed`, f_s and b_s the payloads that leave stage s forwards and backwards:
 
     weights + gradients                     2·w, and once those that are not trained
     AdamW's two moments                     2·w
-    activations                             d_s · a_s
+    activations                             (d_s + p_s) · a_s, of as many microbatches as there are
     a backward's gradients, at work         what the stage's largest layer has stored, or makes anew
     payloads to send                        d_s · f_s + d_(s-1) · b_s
     payloads received, not yet used         d_(s-1) · f_(s-1) + d_s · b_(s+1)
@@ -23,6 +23,7 @@ doesn't say that speed they count as free; `raw` is free everywhere, for it copi
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from wantrain.codec_spec import parse_codec
@@ -64,12 +65,13 @@ def bucket_sizes(plan: Plan, profile: ModelProfile, stage: int) -> tuple[int, ..
 
 def make_workload(plan: Plan, topology: Topology, profile: ModelProfile) -> Workload:
     """Turn a plan's layers, workers and codecs into the seconds and bytes that the simulator plays."""
-    forward_s, backward_s, step_s = [], [], []
+    forward_s, backward_s, weights_s, step_s = [], [], [], []
     for rank, name in enumerate(plan.workers):
         layers = stage_layers(plan, profile, plan.stage_of(rank))
         speed = topology.worker(name).flops_per_s
         forward_s.append(sum(layer.forward_s(speed) for layer in layers))
         backward_s.append(sum(layer.backward_s(speed) for layer in layers))
+        weights_s.append(sum(layer.weights_s(speed) for layer in layers))
         num_parameters = sum(layer.parameter_bytes for layer in layers) / 4
         step_s.append(num_parameters * optimizer_flops(profile) / speed)
     stages = range(plan.num_stages)
@@ -87,6 +89,7 @@ def make_workload(plan: Plan, topology: Topology, profile: ModelProfile) -> Work
         backward_encode_s=backward_coding_s[0],
         backward_decode_s=backward_coding_s[1],
         bucket_coding_s=tuple(_bucket_coding_s(plan, topology, stage) for stage in stages),
+        weights_s=tuple(weights_s),
         agrees=True,
     )
 
@@ -153,12 +156,20 @@ def memory_terms(plan: Plan, profile: ModelProfile, rank: int) -> dict[str, int]
         staging += _window_bytes([plan.gradient_transport] * others)  # of two lines, one that sends, one that receives
     return {
         "weights, gradients and the optimizer": states,
-        "activations": depths[stage] * sum(layer.stored_bytes for layer in layers)
+        "activations": _held(plan, rank) * sum(layer.stored_bytes for layer in layers)
         + max(layer.backward_bytes for layer in layers),
         "payloads": payloads,
         "channels": staging,
         "message buffers": plan.buffer_bytes if _remembers(plan, stage) else 0,
     }
+
+
+def _held(plan: Plan, rank: int) -> int:
+    """Return how many microbatches a rank holds activations of, at most."""
+    stage = plan.stages[plan.stage_of(rank)]
+    if not stage.max_postponed:
+        return stage.max_in_flight
+    return min(stage.max_in_flight + stage.max_postponed, plan.replicas[plan.replica_of(rank)].num_microbatches)
 
 
 def _remembers(plan: Plan, stage: int) -> bool:
@@ -196,6 +207,10 @@ def _ideal_s(plan: Plan, workload: Workload, replica: int) -> float:
     """Return the step's seconds with a network that costs nothing: the slowest stage's work, and the way there."""
     ranks = [plan.rank_at(replica, stage) for stage in range(plan.num_stages)]
     once = [workload.forward_s[rank] + workload.backward_s[rank] for rank in ranks]
+    if any(action.kind == "W" for actions in plan.actions(replica) for action in actions):
+        count = plan.replicas[replica].num_microbatches  # gradients of weights fill the way back
+        ways = itertools.accumulate((workload.forward_s[rank] for rank in ranks), initial=0.0)
+        return max(way + count * own for way, own in zip(ways, once, strict=False))
     return sum(once) + (plan.replicas[replica].num_microbatches - 1) * max(once)
 
 

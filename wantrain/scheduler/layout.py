@@ -33,6 +33,7 @@ from wantrain.scheduler.script import (
     LANE_OUT,
     LANES,
     LAST,
+    LAST_KIND,
     LAST_MICROBATCH,
     LINES,
     MICROBATCH,
@@ -40,6 +41,7 @@ from wantrain.scheduler.script import (
     NOISE,
     NUM_BYTES,
     NUM_DEVIATES,
+    NUM_KINDS,
     NUM_LINES,
     NUM_MICROBATCHES,
     NUM_RANKS,
@@ -59,13 +61,14 @@ from wantrain.scheduler.script import (
     STEP,
     THREADS,
     WAYS,
+    WEIGHTS,
     Script,
     make_script,
 )
 from wantrain.scheduler.workload import Workload
 from wantrain.topology import Topology
 
-_KINDS = {"F": FORWARD, "B": BACKWARD, "R": REDUCE, "S": STEP}
+_KINDS = {"F": FORWARD, "B": BACKWARD, "W": WEIGHTS, "R": REDUCE, "S": STEP}
 
 _NUM_DEVIATES = 1 << 16
 """Chosen: after so many sendings the deviates begin anew."""
@@ -135,9 +138,11 @@ def _num_sendings(plan: Plan, num_buckets: int) -> int:
 
 
 @functools.lru_cache(maxsize=64)
-def _replica_actions(kind: ScheduleKind, depths: tuple[int, ...], num_microbatches: int) -> tuple[Ints, Ints, Ints]:
+def _replica_actions(
+    kind: ScheduleKind, depths: tuple[int, ...], postponed: tuple[int, ...], num_microbatches: int
+) -> tuple[Ints, Ints, Ints]:
     """Return the number of actions of each stage, and of all of them kind and microbatch."""
-    schedule = make_schedule(kind, len(depths), num_microbatches, depths)
+    schedule = make_schedule(kind, len(depths), num_microbatches, depths, postponed)
     kinds = [_KINDS[action.kind] for actions in schedule for action in actions]
     microbatches = [action.microbatch for actions in schedule for action in actions]
     return np.array([len(actions) for actions in schedule]), np.array(kinds), np.array(microbatches)
@@ -147,13 +152,19 @@ def _actions(plan: Plan, workload: Workload, disturbance: Disturbance) -> tuple[
     """Return how many actions each rank has, and all of them."""
     depths = tuple(stage.max_in_flight for stage in plan.stages)
     actions_of = _replica_actions.__wrapped__ if is_own(plan.schedule) else _replica_actions  # own ones may change
-    replicas = [actions_of(plan.schedule, depths, one.num_microbatches) for one in plan.replicas]
+    postponed = tuple(stage.max_postponed for stage in plan.stages)
+    replicas = [actions_of(plan.schedule, depths, postponed, one.num_microbatches) for one in plan.replicas]
     counts, kinds, microbatches = (np.concatenate(part) for part in zip(*replicas, strict=True))
     slow = np.array([disturbance.slow.get(name, 1.0) for name in plan.workers])
-    idle = (0.0,) * plan.world_size
-    seconds = np.array([workload.forward_s, workload.backward_s, idle, workload.step_s]) * slow
     ranks = np.arange(plan.world_size).repeat(counts)
+    seconds = np.zeros((NUM_KINDS, plan.world_size))
+    seconds[FORWARD], seconds[STEP] = workload.forward_s, workload.step_s
+    is_split = np.bincount(ranks[kinds == WEIGHTS], minlength=plan.world_size) > 0
+    seconds[WEIGHTS] = np.where(is_split, workload.weights_s or 0.0, 0.0)
+    seconds[BACKWARD] = workload.backward_s - seconds[WEIGHTS]
+    seconds *= slow
     return counts, {
+        (RANKS, LAST_KIND): np.where(is_split, WEIGHTS, BACKWARD),
         (ACTIONS, KIND): kinds,
         (ACTIONS, MICROBATCH): microbatches,
         (ACTIONS, SECONDS): seconds[kinds, ranks],

@@ -40,6 +40,7 @@ from wantrain.scheduler.script import (
     LANE_OF,
     LANE_OUT,
     LANES,
+    LAST_KIND,
     LAST_MICROBATCH,
     MICROBATCH,
     NEXT_ACTION,
@@ -133,7 +134,7 @@ def advance(ints: Numbers, floats: Numbers, queue: Numbers, rank: int, now_s: fl
         return
     if kind != REDUCE:
         record(ints, floats, rank, kind, now_s, end_s, microbatch)
-    if kind == BACKWARD and microbatch == ints[own + LAST_MICROBATCH] and ints[OVERLAPS_GRADIENTS]:
+    if kind == ints[own + LAST_KIND] and microbatch == ints[own + LAST_MICROBATCH] and ints[OVERLAPS_GRADIENTS]:
         hand_in(ints, queue, rank, now_s, floats[action + SECONDS])
     push(ints, queue, end_s, IS_FINISHED, rank)
 
@@ -156,7 +157,7 @@ def finish(ints: Numbers, floats: Numbers, queue: Numbers, rank: int, now_s: flo
     if kind <= BACKWARD and ints[ints[OUTLETS] + (2 * rank + kind) * OUTLET + LANE_OUT] >= 0:
         ints[own + IS_BUSY] = ints[IS_BLOCKING]
         send(ints, floats, queue, rank, kind, microbatch, now_s)
-    if kind == BACKWARD and microbatch == ints[own + LAST_MICROBATCH] and not ints[OVERLAPS_GRADIENTS]:
+    if kind == ints[own + LAST_KIND] and microbatch == ints[own + LAST_MICROBATCH] and not ints[OVERLAPS_GRADIENTS]:
         hand_in(ints, queue, rank, now_s, 0.0)
     advance(ints, floats, queue, rank, now_s)
 
@@ -216,7 +217,7 @@ def deliver(ints: Numbers, floats: Numbers, queue: Numbers, number: int, now_s: 
 
 
 def hand_in(ints: Numbers, queue: Numbers, rank: int, now_s: float, seconds: float) -> None:
-    """Hand in the rank's buckets, evenly over its last backward."""
+    """Hand in the rank's buckets, evenly over the action that makes their gradients final."""
     own = ints[RANKS] + rank * RANK
     first, end = ints[own + FIRST_BUCKET], ints[own + END_BUCKET]
     for bucket in range(first, end):

@@ -64,7 +64,7 @@ class Player:
         """
         placement = candidate.placement
         deepest_first = sorted(self.drafter.depths(placement, candidate.limit), key=sum, reverse=True)
-        drafts = (self.drafter.plan(placement, depths) for depths in deepest_first)
+        drafts = (plan for depths in deepest_first for plan in self.drafter.plans(placement, depths))
         fitting = (plan for plan in drafts if self.shortage(plan) is None)
         scored = [(self.score(plan), plan) for plan in itertools.islice(fitting, 2 if is_brief else None)]
         if not scored:

@@ -26,14 +26,14 @@ Change = tuple[int, int, int]
 
 def polish(player: Player, candidate: Candidate, plan: Plan, score: float, most: int) -> tuple[Candidate, Plan]:
     """Return the candidate and its plan, improved; plays at most so many things."""
-    depths = [stage.max_in_flight for stage in plan.stages]
+    depths, postponed = ([getattr(stage, name) for stage in plan.stages] for name in ("max_in_flight", "max_postponed"))
     left = most // player.size_of(plan)
     is_better = True
     while is_better and left > 0:
         is_better = False
         for neighbour in itertools.islice(neighbours(candidate), left):
             left -= 1
-            draft = player.drafter.plan(neighbour.placement, depths)
+            draft = player.drafter.plan(neighbour.placement, depths, postponed)
             if player.shortage(draft) is None and (then := player.score(draft)) < score * _BETTER:
                 candidate, plan, score, is_better = neighbour, draft, then, True
                 break

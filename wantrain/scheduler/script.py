@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 Numbers = Any
 """A sheet: a list, or a numpy array for machine code."""
 
-FORWARD, BACKWARD, REDUCE, STEP, WAIT, SEND, ENCODE, DECODE = range(8)
+FORWARD, BACKWARD, REDUCE, STEP, WAIT, SEND, ENCODE, DECODE, WEIGHTS, NUM_KINDS = range(10)
 """Kinds of actions, and of what is recorded."""
 
 SCATTER, GATHER = 2, 3
@@ -53,9 +53,10 @@ ARRIVED, THREADS, GRADIENT_LANES, PIECES, NOISE, HEAD = range(21, 27)
     NOISE            how late sendings are, in jitters
 """
 
-NEXT_ACTION, END_ACTION, FIRST_BUCKET, END_BUCKET, BUCKETS_DUE, LAST_MICROBATCH, IS_BUSY = range(7)
-BUCKET_CODING_S, GONE_AT_S, WAITING_SINCE_S, RANK = range(7, 11)
-"""Columns of a rank; the last name of these lists is their number."""
+NEXT_ACTION, END_ACTION, FIRST_BUCKET, END_BUCKET, BUCKETS_DUE, LAST_MICROBATCH, LAST_KIND, IS_BUSY = range(8)
+BUCKET_CODING_S, GONE_AT_S, WAITING_SINCE_S, RANK = range(8, 12)
+"""Columns of a rank; the last name of these lists is their number. Gradients are final with an action of `LAST_KIND`
+for `LAST_MICROBATCH`."""
 
 KIND, MICROBATCH, SECONDS, ACTION = range(4)
 LANE_OUT, NUM_BYTES, ENCODE_S, DECODE_S, OUTLET = range(5)

@@ -16,7 +16,7 @@ from typing import Any, TypedDict, Unpack
 from wantrain.errors import PlanError, did_you_mean
 from wantrain.plan import Plan
 from wantrain.profile import ModelProfile
-from wantrain.schedule import ScheduleKind, default_in_flight
+from wantrain.schedule import WITH_DEPTH, ScheduleKind, default_in_flight
 from wantrain.scheduler.cost_model import predict
 from wantrain.scheduler.draft import Drafter
 from wantrain.scheduler.exact import MOST_WORKERS, likely_placements
@@ -361,8 +361,8 @@ def _check_depths(request: Request, num_stages: int | None) -> None:
     asked = request.max_in_flight
     if asked is None:
         return
-    if request.schedule != "1f1b" or len(asked) != (num_stages or len(asked)) or not asked or min(asked) < 1:
+    if request.schedule not in WITH_DEPTH or len(asked) != (num_stages or len(asked)) or not asked or min(asked) < 1:
         raise PlanError(
-            f"max_in_flight is {num_stages or len(asked)} numbers above zero, for schedule 1f1b"
+            f"max_in_flight is {num_stages or len(asked)} numbers above zero, for schedule {' or '.join(WITH_DEPTH)}"
             f" (got {list(asked)} for {request.schedule}); leave it out to have it chosen"
         )

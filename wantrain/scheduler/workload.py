@@ -9,7 +9,8 @@ from dataclasses import dataclass
 class Workload:
     """Seconds of compute, bytes on each boundary, gradient buckets by stage, seconds of coding.
 
-    `forward_s[rank]`, `backward_s[rank]` per microbatch; `step_s[rank]` for the optimizer; `forward_bytes[stage]` is
+    `forward_s[rank]`, `backward_s[rank]` per microbatch, and of the latter `weights_s[rank]` for what a schedule may
+    leave for later (empty: nothing); `step_s[rank]` for the optimizer; `forward_bytes[stage]` is
     sent to the next stage and `backward_bytes[stage]` back to the one before, per microbatch; `bucket_bytes[stage]`
     lists the wire bytes of each gradient bucket in the order in which the backward finishes them.
 
@@ -29,5 +30,6 @@ class Workload:
     backward_encode_s: tuple[float, ...] = ()
     backward_decode_s: tuple[float, ...] = ()
     bucket_coding_s: tuple[float, ...] = ()
+    weights_s: tuple[float, ...] = ()
     agrees: bool = False
     """Whether every rank hears every other's gradient norm before its update, as the trainer does."""

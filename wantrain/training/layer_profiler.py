@@ -7,7 +7,9 @@ cache, and a real stage does not. Each layer is a `TorchStage`, so what is timed
     embedding F ─► block F ─► block F ─► head F
     embedding B ◄─ block B ◄─ block B ◄─ head B        once around is one sample of every layer's two times
 
-The blocks of all rounds share one median. Bytes are those of the storages that autograd keeps, the weights left out.
+A few more rounds split the backward, and say what part of it the gradients of weights are, which a schedule may leave
+for later. The blocks of all rounds share one median. Bytes are those of the storages that autograd keeps, the weights
+left out.
 """
 
 from __future__ import annotations
@@ -42,6 +44,8 @@ class LayerTimes:
 
     forward_s: list[float] = field(default_factory=list)
     backward_s: list[float] = field(default_factory=list)
+    weights_s: list[float] = field(default_factory=list)
+    """Of a backward that was split."""
 
     @property
     def spread(self) -> float:
@@ -85,6 +89,8 @@ def measure_layers(
         progress(f"layers, round {num_rounds + 1}")
         chain.run_round(times)
         num_rounds += 1
+    for _ in range(_LEAST_ROUNDS):
+        chain.run_split_round(times)
     progress("optimizer")
     profile = _profile(counted, times, sizes, chain.optimizer_s_per_parameter())
     return LayerMeasurement(profile.model_copy(update={"source": source}), times, num_rounds)
@@ -97,11 +103,13 @@ def _profile(
     kinds = [_kind(i, counted.num_layers) for i in range(counted.num_layers)]
     forward_s = {kind: statistics.median(one.forward_s) for kind, one in times.items()}
     backward_s = {kind: statistics.median(one.backward_s) for kind, one in times.items()}
+    weights_s = {kind: min(statistics.median(one.weights_s), backward_s[kind]) for kind, one in times.items()}
     total_s = sum(forward_s[kind] + backward_s[kind] for kind in kinds)
     speed = sum(layer.forward_flops + layer.backward_flops for layer in counted.layers) / total_s
 
     def measured(layer: LayerProfile, kind: str) -> LayerProfile:
-        flops = {"forward_flops": forward_s[kind] * speed, "backward_flops": backward_s[kind] * speed}
+        seconds = {"forward": forward_s[kind], "backward": backward_s[kind], "weight": weights_s[kind]}
+        flops = {f"{part}_flops": one * speed for part, one in seconds.items()}
         return layer.model_copy(update=flops | sizes[kind])
 
     layers = tuple(measured(layer, kind) for layer, kind in zip(counted.layers, kinds, strict=True))
@@ -125,10 +133,15 @@ class _Chain:
         self._loss = model.loss
         self._layers = [model.build_layers(config, layer, layer + 1, 0)[0].to(device) for layer in own]
         model.set_dropout_keys(self._layers, 0, 0, range(microbatch_size))
-        self._stages = [
-            TorchStage([layer], loss=self._loss if kind == "head" else None, autocast=self._autocast)
-            for layer, kind in zip(self._layers, self.kinds, strict=True)
-        ]
+        self._stages, self._split_stages = (
+            [
+                TorchStage(
+                    [layer], loss=self._loss if kind == "head" else None, autocast=self._autocast, is_split=split
+                )
+                for layer, kind in zip(self._layers, self.kinds, strict=True)
+            ]
+            for split in (False, True)
+        )
         shape = (microbatch_size, config.seq_len)
         self._tokens = torch.randint(config.vocab_size, shape, device=device)
         self._hidden = torch.randn(*shape, config.hidden, device=device)
@@ -147,6 +160,19 @@ class _Chain:
                 began = self._now_s()
                 grad = stage.backward(0, grad)
                 times[kind].backward_s.append(self._now_s() - began)
+
+    def run_split_round(self, times: dict[str, LayerTimes]) -> None:
+        """Run the chain forwards and backwards, split; add the seconds of each layer's gradients of weights."""
+        hidden, last = self._tokens, len(self._split_stages) - 1
+        for i, stage in enumerate(self._split_stages):
+            hidden = stage.forward(0, hidden, self._tokens if i == last else None)
+        grad: Tensor | None = None
+        for stage in self._split_stages[::-1]:
+            grad = stage.backward(0, grad)
+        for stage, kind in zip(self._split_stages[::-1], self.kinds[::-1], strict=True):
+            began = self._now_s()
+            stage.weights(0)
+            times[kind].weights_s.append(self._now_s() - began)
 
     @contextmanager
     def _rest(self) -> Iterator[None]:

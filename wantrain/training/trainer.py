@@ -29,6 +29,7 @@ from wantrain.pipeline.recorder import Recorder
 from wantrain.pipeline.stage import DilatedStage, LossFunction, Stage, TorchStage, slowed
 from wantrain.plan import Plan
 from wantrain.run_directory import LinkTraffic, StepRecord
+from wantrain.timeline import COMPUTE_KINDS
 from wantrain.training.metrics import MetricsSink, RunFacts
 from wantrain.training.quantized_adam import QuantizedAdam
 from wantrain.training.watch import Watch
@@ -129,13 +130,14 @@ class Trainer:
         self.optimizer = optimizer(self.parameters or [nn.Parameter(torch.zeros(1))])  # torch's refuse to have nothing
         ends = {0, plan.num_layers - 1}
         self._recomputed = {i - span.first_layer for i in self.layers if i not in ends} if recompute else set()
-        stage = TorchStage(
+        self._actions = plan.actions(self.replica)[self.stage_index]
+        self._stage = TorchStage(
             own, loss=loss, loss_scale=plan.microbatch_size / plan.batch_size, autocast=autocast,
-            recomputed=self._recomputed,
+            recomputed=self._recomputed, is_split=any(action.kind == "W" for action in self._actions),
         )  # fmt: skip
         is_slowed = dilation != 1 and not layers_are_dilated
         self._slowed = partial(slowed, dilation if is_slowed else 1.0, torch.device(device).type == "cuda")
-        self._executor = self._make_executor(DilatedStage(stage, dilation) if is_slowed else stage)
+        self._executor = self._make_executor(DilatedStage(self._stage, dilation) if is_slowed else self._stage)
         self.watch = Watch(RunFacts(plan.model, self.rank, plan, address=address), sinks)
 
     def _set_up_gradients(self, tied: Sequence[nn.Parameter]) -> None:
@@ -164,14 +166,14 @@ class Trainer:
             self._before_forward(list(self._modules), self.step_number, samples)
 
         return Executor(
-            self.plan.actions(self.replica)[self.stage_index],
+            self._actions,
             stage,
             self.recorder,
             upstream=self.connections.upstream,
             downstream=self.connections.downstream,
             before_forward=prepare,
             before_backward=prepare if self._recomputed else lambda _: None,
-            before_last_backward=self._arm,
+            before_final=self._arm,
             reduce=self._reduce,
             step=self._agree_and_update,
         )
@@ -206,7 +208,7 @@ class Trainer:
             learning_rate=self.optimizer.param_groups[0]["lr"],
             tokens=tokens,
             step_s=self.step_s,
-            compute_s=self.recorder.seconds("forward", "backward"),
+            compute_s=self.recorder.seconds(*COMPUTE_KINDS),
             waited_s=self.recorder.waited_s(),
             sent=self.traffic(),
             finished_at=time.time(),
@@ -265,8 +267,9 @@ class Trainer:
         ]
 
     def _arm(self) -> None:
+        owed = self._stage.owed()
         for buckets in self.buckets:
-            buckets.arm()
+            buckets.arm(owed)
 
     def _reduce(self) -> None:
         """Wait until every gradient is the sum over the replicas, a shared one over both ends too."""

@@ -9,10 +9,11 @@ overlapped and unlimited memory, for that system's payloads.
     wantrain bench network                  10 Gbit/s to 100 Mbit/s, then latencies to 100 ms, all systems
     wantrain bench network --uplinks "500 Mbit/s" --systems "torch 1F1B,raw,aqsgd:3/quantized:6" --microbatches 32
 
-Systems: torch 1F1B, torch GPipe, torch zero bubble, DeepSpeed; of wantrain raw, raw fp16, quantized, aqsgd, or any
-FORWARD/BACKWARD codecs; wantrain's codecs inside another's, "torch 1F1B + aqsgd" or "DeepSpeed + aqsgd". Every step is
-kept when it ends: a sweep that was killed goes on where it stopped, and steps that the results hold are not measured
-again (`--again` does). A page with pictures, network.html, is written beside.
+Systems: torch 1F1B, torch GPipe, torch zero bubble, DeepSpeed; of wantrain raw, raw fp16, quantized, aqsgd, auto, or
+any FORWARD/BACKWARD codecs, each also as "zero bubble aqsgd", which leaves gradients of weights for later; wantrain's
+codecs inside another's, "torch 1F1B + aqsgd" or "DeepSpeed + aqsgd". Every step is kept when it ends: a sweep that was
+killed goes on where it stopped, and steps that the results hold are not measured again (`--again` does). A page with
+pictures, network.html, is written beside.
 """
 
 from __future__ import annotations
@@ -77,9 +78,10 @@ def default_dilation(uplink_bytes_per_s: float) -> float:
 
 
 def default_systems() -> list[str]:
-    """Return all peers that are installed, and wantrain's codecs."""
+    """Return all peers that are installed, wantrain's codecs, and two of these with the backward split."""
     has_deepspeed = importlib.util.find_spec("deepspeed") is not None
-    return [name for name in PEERS if name != "DeepSpeed" or has_deepspeed] + [*OWN, AUTO.forward]
+    peers = [name for name in PEERS if name != "DeepSpeed" or has_deepspeed]
+    return [*peers, *OWN, AUTO.forward, "zero bubble raw", "zero bubble aqsgd"]
 
 
 def settings_of(args: argparse.Namespace) -> list[Setting]:

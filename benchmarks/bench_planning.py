@@ -50,6 +50,9 @@ _IN_SITE = {"bandwidth": "10 Gbit/s", "latency": "0.1 ms"}
 SHAPE = (256, 512)
 """Of a sample's activation."""
 
+MOST_BUSY = 0.7
+"""Chosen: with more of the machine in use, emulated workers wait for its processors, which theirs would not."""
+
 _BESIDE = (0.5, 0.71, 1.0, 1.41, 2.0)
 """Rates at which the crossover is looked for, as multiples of the predicted one."""
 
@@ -72,6 +75,8 @@ class Entry:
     job: EmulatedJob
     steps_s: list[float]
     stolen: float = 0.0
+    busy: float = 0.0
+    """Share of this machine's processors in use during the steps, in the busiest run."""
 
     @property
     def predicted_s(self) -> float | None:
@@ -88,6 +93,7 @@ class Entry:
         """What is printed of it: the prediction, the steps, and by how much the prediction is off."""
         low, middle, high = map(format_time, (min(self.steps_s), self.measured_s, max(self.steps_s)))
         noise = f"   {self.stolen:.0%} stolen" if self.stolen > 0.03 else ""
+        noise += f"   {self.busy:.0%} busy: dilate more" if self.busy > MOST_BUSY else ""
         predicted, error = "", ""
         if self.predicted_s is not None:
             predicted = f"predicted {format_time(self.predicted_s):>8}"
@@ -98,7 +104,8 @@ class Entry:
         """Return what is kept of it."""
         plan = self.job.plan
         known = {"name": self.name, "predicted_s": self.predicted_s, "workers": plan.workers, "stages": plan.num_stages}
-        return known | {"step_s": spread(self.steps_s), "stolen": self.stolen, "dilation": self.job.dilation}
+        machine = {"stolen": self.stolen, "busy": round(self.busy, 3), "dilation": self.job.dilation}
+        return known | {"step_s": spread(self.steps_s)} | machine
 
 
 def measure(entries: Sequence[Entry], rounds: int) -> None:
@@ -107,7 +114,7 @@ def measure(entries: Sequence[Entry], rounds: int) -> None:
         for entry in entries:
             measured = emulated_job.run(entry.job)
             entry.steps_s += measured.settled_s
-            entry.stolen = max(entry.stolen, measured.stolen)
+            entry.stolen, entry.busy = max(entry.stolen, measured.stolen), max(entry.busy, measured.busy)
     for entry in entries:
         print(entry.said, flush=True)
 

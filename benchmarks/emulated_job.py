@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 _MASTER_PORT = 29500
 
+NUM_UNSETTLED = 2
+"""Steps that don't count."""
+
 
 @dataclass(frozen=True)
 class EmulatedJob:
@@ -71,11 +74,13 @@ class Measured:
     timeline: Timeline
     stolen: float
     """Share of the machine's processors that went to other machines meanwhile."""
+    busy: float
+    """Share of them that was in use during the settled steps; near 1, the machine held the job up."""
 
     @property
     def settled_s(self) -> list[float]:
         """The steps without the first two, in which samples may be seen for the first time."""
-        return self.steps_s[2:]
+        return self.steps_s[NUM_UNSETTLED:]
 
 
 def run(job: EmulatedJob) -> Measured:
@@ -93,7 +98,9 @@ def run(job: EmulatedJob) -> Measured:
         stolen = ProcessorTime.now().stolen_since(before)
         said = [json.loads(_answer(file, rank).read_text()) for rank in range(job.plan.world_size)]
     if job.peer:
-        return Measured(said[0]["steps_s"], merge("measured", job.plan.workers, job.steps - 1, []), stolen)
+        return Measured(
+            said[0]["steps_s"], merge("measured", job.plan.workers, job.steps - 1, []), stolen, said[0]["busy"]
+        )
     first_s = min(one["began_at"] for one in said)
     events = [
         event._replace(
@@ -104,7 +111,7 @@ def run(job: EmulatedJob) -> Measured:
         for event in Timeline.from_dict(one["timeline"], "a worker's answer").events
     ]
     timeline = merge("measured", job.plan.workers, job.steps - 1, events)
-    return Measured(said[0]["steps_s"], timeline, stolen)
+    return Measured(said[0]["steps_s"], timeline, stolen, said[0]["busy"])
 
 
 def _job(file: str) -> EmulatedJob:
@@ -158,14 +165,17 @@ def _own_steps(job: EmulatedJob, worker: str) -> dict[str, Any]:
     per_lane = plan.batch_size // plan.num_lanes
     own = [lane * per_lane + i for lane in plan.replicas[trainer.replica].lanes for i in range(per_lane)]
     batch = _batch(job, own)
-    steps_s = []
-    for _ in range(job.steps):
+    steps_s, before = [], ProcessorTime.now()
+    for step in range(job.steps):
+        if step == NUM_UNSETTLED:
+            before = ProcessorTime.now()
         trainer.step(batch, own)
         steps_s.append(trainer.step_s)
+    busy = ProcessorTime.now().busy_since(before)
     timeline = merge("measured", plan.workers, job.steps - 1, trainer.recorder.events())
     began_at = trainer.recorder.wall_clock_s
     trainer.close()
-    return {"steps_s": steps_s, "began_at": began_at, "timeline": timeline.to_dict()}
+    return {"steps_s": steps_s, "busy": busy, "began_at": began_at, "timeline": timeline.to_dict()}
 
 
 def _peer_steps(job: EmulatedJob, worker: str) -> dict[str, Any]:
@@ -177,8 +187,10 @@ def _peer_steps(job: EmulatedJob, worker: str) -> dict[str, Any]:
     layers = _asleep(job, worker, 0, len(job.profile.layers))
     optimizer = _update_asleep(job, worker, [layer.weight for layer in layers])
     batch = torch.zeros(job.plan.batch_size // len(job.plan.replicas), 1, dtype=torch.int64)
+    before = ProcessorTime.now()
     steps_s = ddp.train(job.peer, layers, optimizer, batch, job.plan.microbatch_size, job.steps)
-    return {"steps_s": [seconds / job.dilation for seconds in steps_s]}
+    busy = ProcessorTime.now().busy_since(before)
+    return {"steps_s": [seconds / job.dilation for seconds in steps_s], "busy": busy}
 
 
 def _asleep(job: EmulatedJob, worker: str, first: int, end: int) -> list[EmulatedLayer]:

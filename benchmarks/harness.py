@@ -63,9 +63,10 @@ def _commit() -> str:
 
 
 class ProcessorTime(NamedTuple):
-    """Since boot, in ticks of all processors: what the hypervisor gave to other machines, and all there was."""
+    """Since boot, in ticks of all processors: what went to other machines, what nobody wanted, and all there was."""
 
     stolen: int
+    idle: int
     total: int
 
     @classmethod
@@ -73,11 +74,15 @@ class ProcessorTime(NamedTuple):
         """Read the kernel's count; where PROC_STAT names a file, a guest's host's that is copied there."""
         text = Path(os.environ.get("PROC_STAT", "/proc/stat")).read_text(encoding="ascii")
         ticks = [int(word) for word in text.split("\n", 1)[0].split()[1:9]]  # the last two are in the first two already
-        return cls(ticks[7] if len(ticks) > 7 else 0, sum(ticks))
+        return cls(ticks[7] if len(ticks) > 7 else 0, sum(ticks[3:5]), sum(ticks))
 
     def stolen_since(self, before: ProcessorTime) -> float:
         """Return the share of the time since then that went to other machines."""
         return (self.stolen - before.stolen) / max(1, self.total - before.total)
+
+    def busy_since(self, before: ProcessorTime) -> float:
+        """Return the share of the time since then that was not idle; where it nears 1, the machine was the limit."""
+        return 1 - (self.idle - before.idle) / max(1, self.total - before.total)
 
 
 def tied(argv: Sequence[str]) -> list[str]:

@@ -136,12 +136,17 @@ def _placement_rows(record: Record) -> Iterator[str]:
         f"{workers} workers of uneven speed in eight regions{shape}, one plan after the other with the same codecs, all"
         f" slowed {record['dilation']:g}×:\n"
     )
-    yield _row(["placement", "predicted", "measured", "error", "times planned", "stolen"])
-    yield _row(["---"] * 6)
+    yield _row(["placement", "predicted", "measured", "error", "times planned", "stolen", "busy"])
+    yield _row(["---"] * 7)
     for one in entries:
         times = f"{one['step_s']['median'] / entries[0]['step_s']['median']:.2f}"
-        yield _row([one["name"], *_predicted_and_measured(one), times, f"{one['stolen']:.0%}"])
+        yield _row([one["name"], *_predicted_and_measured(one), times, f"{one['stolen']:.0%}", _busy(one)])
     yield f"\n`{command}` prints it{_where(record)}.\n"
+
+
+def _busy(entry: Record) -> str:
+    """Return the share of the machine's processors that was in use; older records don't know it."""
+    return f"{entry['busy']:.0%}" if "busy" in entry else ""
 
 
 def data_parallel_rows(records: list[Record]) -> Iterator[str]:
@@ -154,12 +159,12 @@ def data_parallel_rows(records: list[Record]) -> Iterator[str]:
         )
         samples = f"{last.get('samples', 16)} samples a replica"
         yield f"{shape} of {last['model']} at {last['uplink']}, {samples}, seconds a step:\n"
-        yield _row(["system", "predicted", "measured", "error", "speed", "stolen"])
-        yield _row(["---"] * 6)
+        yield _row(["system", "predicted", "measured", "error", "speed", "stolen", "busy"])
+        yield _row(["---"] * 7)
         first = last["entries"][0]["step_s"]["median"]
         for one in last["entries"]:
             speed = f"{first / one['step_s']['median']:.2f}×"
-            yield _row([one["name"], *_predicted_and_measured(one), speed, f"{one['stolen']:.0%}"])
+            yield _row([one["name"], *_predicted_and_measured(one), speed, f"{one['stolen']:.0%}", _busy(one)])
         given = f" --samples {last['samples']}" if last.get("samples", 16) != 16 else ""
         yield f"\n`wantrain bench data-parallel --only {last['benchmark']}{given}` prints it{_where(last)}.\n"
 

@@ -77,6 +77,7 @@ def test_the_share_is_of_all_that_the_processors_had(tmp_path: Path, monkeypatch
     monkeypatch.setenv("PROC_STAT", str(tmp_path / "stat"))
     (tmp_path / "stat").write_text("cpu  100 0 100 700 0 0 0 100 50 50\ncpu0 1\n")
     before = ProcessorTime.now()
-    assert before == (100, 1000)
+    assert before == (100, 700, 1000)
     (tmp_path / "stat").write_text("cpu  150 0 100 720 0 0 0 130 99 99\n")
     assert ProcessorTime.now().stolen_since(before) == pytest.approx(0.3)
+    assert ProcessorTime.now().busy_since(before) == pytest.approx(0.8)

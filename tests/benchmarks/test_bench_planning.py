@@ -22,6 +22,9 @@ def test_an_entry_is_said_with_its_error_and_a_peers_without() -> None:
     assert own.predicted_s
     own.steps_s.append(own.predicted_s / 1.1)
     assert "+10.0%" in own.said
+    assert "busy" not in own.said
+    own.busy = 0.9
+    assert "90% busy: dilate more" in own.said
     peer = Entry("peer", EmulatedJob(plan, topology, profile, SHAPE, peer="torch DDP"), [1.0])
     assert "%" not in peer.said
     assert peer.as_json()["predicted_s"] is None

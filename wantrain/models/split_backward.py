@@ -87,12 +87,15 @@ class PostponedGradients:
         return {weight for left in self._left.values() for weight, _ in left}
 
     def make(self, microbatch: int) -> None:
-        """Make a microbatch's gradients, and add each to its weight's."""
-        grads: dict[nn.Parameter, Tensor] = {}
+        """Make a microbatch's gradients, and add each to its weight's before the next is made."""
+        owed: dict[nn.Parameter, list[Make]] = {}
         for weight, make in self._left.pop(microbatch):
-            grads[weight] = grads[weight] + make() if weight in grads else make()
-        if grads:
-            torch.autograd.backward(list(grads), [grad.to(weight.dtype) for weight, grad in grads.items()])
+            owed.setdefault(weight, []).append(make)
+        for weight, (make, *more) in owed.items():
+            grad = make()
+            for another in more:
+                grad = grad + another()
+            torch.autograd.backward(weight, grad.to(weight.dtype))
 
 
 _ARGUMENTS: dict[Any, tuple[str, ...]] = {F.linear: ("x", "weight", "bias"), torch.addmm: ("bias", "x", "weight")}

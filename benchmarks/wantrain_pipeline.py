@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from network_setting import Setting, System
+from wantrain.codecs.codec import prepare_codecs
 from wantrain.comm.groups import join
 from wantrain.pipeline.boundary_codecs import CodecSettings
 from wantrain.pipeline.connect import Connections
@@ -21,6 +22,7 @@ class WantrainPipeline:
 
     def __init__(self, system: System, setting: Setting, rank: int) -> None:
         plan = setting.plan(system)
+        prepare_codecs(plan.codecs)  # as a Trainer does: else a step that counts would wait for kernels to be compiled
         self._membership = join(plan.world_size, rank, _PATIENCE_S)
         self._dilation = setting.dilation
         self._recorder = Recorder(rank, setting.dilation)

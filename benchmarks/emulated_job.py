@@ -75,7 +75,7 @@ class Measured:
     stolen: float
     """Share of the machine's processors that went to other machines meanwhile."""
     busy: float
-    """Share of them that was in use during the settled steps; near 1, the machine held the job up."""
+    """Share of them in use during the settled steps (another's program: all); near 1, the machine held the job up."""
 
     @property
     def settled_s(self) -> list[float]:

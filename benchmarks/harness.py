@@ -82,7 +82,8 @@ class ProcessorTime(NamedTuple):
 
     def busy_since(self, before: ProcessorTime) -> float:
         """Return the share of the time since then that was not idle; where it nears 1, the machine was the limit."""
-        return 1 - (self.idle - before.idle) / max(1, self.total - before.total)
+        total = self.total - before.total
+        return 1 - (self.idle - before.idle) / total if total else 0.0
 
 
 def tied(argv: Sequence[str]) -> list[str]:

@@ -212,7 +212,7 @@ class Setting:
         return [(payload_bytes(codec, self.shape), payload_bytes(back, self.shape)) for codec, back in codecs]
 
     def bound_s(self, system: System, codecs: Codecs | None = None) -> float:
-        """Return the seconds below which no step of a system can be; `codecs` that its plan once chose, or chooses."""
+        """Return a work-conserving schedule's step with a system's payloads; `codecs` that its plan once chose."""
         weights_s = self.weights_s if system.is_split else 0.0
         return bound_s(
             self.microbatches, self.payloads(codecs or self.codecs(system)), self.uplink_bytes_per_s,

@@ -25,7 +25,7 @@ import statistics
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from wantrain.errors import ConfigError
 from wantrain.fact import Fact, read_json, write_text
@@ -54,6 +54,14 @@ class LayerProfile(Fact):
     """What is kept between forward and backward."""
     recomputed_bytes: int = Field(default=0, ge=0)
     """What is made anew for the backward, and dropped with it, where activations are recomputed."""
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if self.weight_flops > self.backward_flops:
+            raise ValueError(
+                f"weight_flops are part of backward_flops (got {self.weight_flops:g} of {self.backward_flops:g})"
+            )
+        return self
 
     @property
     def backward_bytes(self) -> int:

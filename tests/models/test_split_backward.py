@@ -10,6 +10,7 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from wantrain.errors import PlanError
 from wantrain.models.split_backward import PostponedGradients, collector
@@ -44,12 +45,44 @@ def mlp(product: Callable[[int, int], nn.Module]) -> nn.Module:
     return nn.Sequential(product(16, 48), nn.GELU(), nn.LayerNorm(48), product(48, 16))
 
 
+class Changed(nn.Module):
+    """Changes what a product gave in place, and multiplies what lies the other way round."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(16, 48), nn.Linear(48, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x.transpose(0, 1))
+        hidden += 1.0
+        return self.second(nn.functional.relu(hidden, inplace=True)).transpose(0, 1)
+
+
+class Checkpointed(nn.Module):
+    """Runs its layers once more in the backward, by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 16)), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.outer(checkpoint(self.inner, x, use_reentrant=False))
+
+
 LAYERS: dict[str, Callable[[], nn.Module]] = {
     "biased": lambda: mlp(nn.Linear),
     "plain": lambda: mlp(partial(nn.Linear, bias=False)),
     "other way round": lambda: mlp(Added),
     "attention": lambda: nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True),
     "twice": Twice,
+    "changed": Changed,
+    "checkpointed": Checkpointed,
+}
+OWED = {name: {"0.weight", "3.weight"} for name in LAYERS} | {
+    "attention": {"linear1.weight", "linear2.weight"},
+    "twice": {"inner.weight"},
+    "changed": {"first.weight", "second.weight"},
+    "checkpointed": {"outer.weight"},
 }
 AUTOCASTS = {"fp32": nullcontext, "bf16": partial(torch.autocast, "cpu", torch.bfloat16)}
 
@@ -78,8 +111,7 @@ def test_gradients_of_inputs_and_weights_are_those_of_a_whole_backward(
         assert inputs_grads[0] is not None
         assert torch.equal(*inputs_grads)
     owed = stages[1].owed()
-    assert owed
-    assert {parameter.dim() for parameter in owed} == {2}
+    assert {owner for owner, parameter in split.named_parameters() if parameter in owed} == OWED[name]
     assert all(parameter.grad is None for parameter in owed)
     for m in range(3):
         stages[1].weights(m)
@@ -111,6 +143,18 @@ def test_hooks_on_a_weight_are_called_when_its_gradient_is_there() -> None:
     assert seen == []
     stage.weights(0)
     assert [grad.tolist() for grad in seen] == [[[3.0] * 4] * 4]
+
+
+def test_products_that_are_no_matrix_with_a_plain_bias_have_their_gradients_at_once() -> None:
+    residual = torch.randn(3, 4, requires_grad=True)
+    layer = Added(4, 4)
+    stage = TorchStage([layer], is_split=True)
+    layer.forward = lambda x: torch.addmm(residual, x, layer.weight)  # type: ignore[method-assign]
+    stage.forward(0, torch.randn(3, 4), None)
+    stage.backward(0, torch.randn(3, 4))
+    assert not stage.owed()
+    assert layer.weight.grad is not None
+    assert residual.grad is not None
 
 
 def test_products_outside_or_without_gradients_are_left_alone() -> None:

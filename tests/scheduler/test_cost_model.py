@@ -77,7 +77,13 @@ def test_what_is_put_off_keeps_its_activations_until_it_is_made() -> None:
         stages = [stage.model_dump() | {"max_in_flight": 1, "max_postponed": postponed} for stage in plan.stages]
         return memory_bytes(change(plan, stages=stages), PROFILE, 0)
 
-    stored = sum(layer.stored_bytes for layer in PROFILE.layers[: plan.stages[0].end_layer])
+    own = PROFILE.layers[: plan.stages[0].end_layer]
+    stored = sum(layer.stored_bytes for layer in own)
+    recomputed, few = PROFILE.with_recomputing(), change(plan, stages=[
+        stage.model_dump() | {"max_in_flight": 1, "max_postponed": 1} for stage in plan.stages
+    ])  # fmt: skip
+    none = change(few, stages=[stage.model_dump() | {"max_postponed": 0} for stage in few.stages])
+    assert memory_bytes(few, recomputed, 0) - memory_bytes(none, recomputed, 0) == stored  # all that was made anew
     assert memory(2) - memory(0) == 2 * stored
     assert memory(99) - memory(0) == (plan.replicas[0].num_microbatches - 1) * stored
 

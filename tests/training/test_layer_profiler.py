@@ -48,7 +48,7 @@ def test_gradients_of_weights_are_a_part_of_a_backward(measured: LayerMeasuremen
     embedding, *blocks, head = measured.profile.layers
     assert embedding.weight_flops < 0.5 * embedding.backward_flops  # it has no product with a weight
     for layer in (blocks[0], head):
-        assert 0 < layer.weight_flops <= layer.backward_flops
+        assert layer.weight_flops > 0.1 * layer.backward_flops
 
 
 def test_the_reference_speed_gives_the_measured_seconds_back(measured: LayerMeasurement) -> None:

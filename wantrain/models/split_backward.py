@@ -6,9 +6,12 @@ products with weights are made by a function whose backward returns the first an
     whole    │ dy₂ → dx₂, dW₂ │ dy₁ → dx₁, dW₁ │
     split    │ dy₂ → dx₂ │ dy₁ → dx₁ │ ... send dx₁ ... │ dW₂ │ dW₁ │
 
-What is put off keeps x and dy. All else (norms, biases, embeddings) has its gradients with the inputs'. Each gradient
-is made by the very product that autograd would use, and added to `.grad` by autograd itself, so no bit differs from a
-whole backward's, and hooks on parameters are called as ever.
+Those are the products that `F.linear` and `torch.addmm` make of a weight; what is put off keeps x and dy. All else
+(norms, biases, embeddings, `x @ weight`, torch's own attention module) has its gradients with the inputs'. Each
+gradient is made by the very product that autograd would use, and added to `.grad` by autograd itself, so no bit differs
+from a whole backward's where all of a weight's products are such, and hooks on parameters are called as ever.
+
+Within a layer's own activation checkpointing nothing is put off: its backward runs the layer once more on its own.
 """
 
 from __future__ import annotations
@@ -80,7 +83,7 @@ class PostponedGradients:
 
     def may_put_off(self, weight: object) -> bool:
         """Say whether a weight is one of those."""
-        return weight in self._weights if isinstance(weight, nn.Parameter) else False
+        return isinstance(weight, nn.Parameter) and weight in self._weights and weight.requires_grad
 
     def weights(self) -> Collection[nn.Parameter]:
         """Return the weights that any gradient is still owed to."""
@@ -109,12 +112,18 @@ _NAMES: dict[str, dict[Any, str]] = {
 """Arguments that are called otherwise where they are given by name."""
 
 
+def _saved_tensors_hooks() -> object:
+    """Return what packs saved tensors now: a checkpointed layer's own hooks, or those around the stage."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(False)
+
+
 class _Products(TorchFunctionMode):
     """Makes products with weights so that their gradients can be put off; leaves all else alone."""
 
     def __init__(self, postponed: PostponedGradients) -> None:
         super().__init__()
         self._postponed = postponed
+        self._saving = _saved_tensors_hooks()
 
     def __torch_function__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -123,14 +132,21 @@ class _Products(TorchFunctionMode):
         if func in _ARGUMENTS:
             given = dict(zip(_ARGUMENTS[func], args, strict=False))
             given |= {_NAMES.get(name, {}).get(func, name): value for name, value in named.items()}
-            is_plain = given.keys() <= {"x", "weight", "bias"} and given["x"].dim() > 1
-            if is_plain and torch.is_grad_enabled() and self._postponed.may_put_off(given.get("weight")):
+            if self._postponed.may_put_off(given.get("weight")) and self._is_plain(given):
                 return self._product(given["x"], given["weight"], given.get("bias"), func is torch.addmm)
         return func(*args, **named)
 
+    def _is_plain(self, given: Mapping[str, Any]) -> bool:
+        """Say whether `_Product` makes a product's gradients, and its tensors are saved as the stage's are."""
+        if not torch.is_grad_enabled() or _saved_tensors_hooks() != self._saving:
+            return False
+        x, weight, bias = given["x"], given["weight"], given.get("bias")
+        is_matrix = x.dim() > 1 and weight.dim() == 2 and given.keys() <= {"x", "weight", "bias"}
+        return is_matrix and (bias is None or bias.dim() == 1)
+
     def _product(self, x: Tensor, weight: nn.Parameter, bias: Tensor | None, is_addmm: bool) -> Any:
         device = x.device.type
-        if torch.is_autocast_enabled(device):
+        if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
             x = x.to(torch.get_autocast_dtype(device))
         postponed = self._postponed
         hidden = (weight,)  # from autograd, which would call its hooks
@@ -146,11 +162,13 @@ class _Product(torch.autograd.Function):
         postponed: PostponedGradients,
     ) -> Tensor:  # fmt: skip
         (weight,) = hidden
-        used = weight.detach().to(x.dtype)  # the weight itself, but under autocast
+        used = weight.detach().to(x.dtype).requires_grad_()  # torch multiplies otherwise where nothing is trained
         ctx.save_for_backward(x, used)
         ctx.weight, ctx.bias, ctx.is_addmm, ctx.postponed = weight, bias, is_addmm, postponed
         added = None if bias is None else bias.to(x.dtype)
-        return torch.addmm(added, x, used) if is_addmm and added is not None else F.linear(x, used, added)
+        made = torch.addmm(added, x, used) if is_addmm and added is not None else F.linear(x, used, added)
+        output: Tensor = torch.ops.aten._unsafe_view(made, made.shape)  # no view: it may be changed in place
+        return output
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

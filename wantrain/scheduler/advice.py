@@ -47,27 +47,34 @@ def what_would_help(plan: Plan, topology: Topology, profile: ModelProfile) -> li
         step_s = predict(plan, changed, profile).step_s
         if step_s < now_s * (1 - _LEAST_GAIN):
             advice.append(Advice(what, change, step_s, 1 - step_s / now_s))
-    step_s = min((predict(one, topology, profile).step_s for one in _split(plan, topology, profile)), default=now_s)
-    if step_s < now_s * (1 - _LEAST_GAIN):
-        advice.append(Advice("schedule", f"zero_bubble in place of {plan.schedule}", step_s, 1 - step_s / now_s))
+    split = [(predict(one, topology, profile).step_s, one) for one in _split(plan, topology, profile)]
+    if split:
+        step_s, best = min(split, key=lambda one: one[0])
+        whole = _changed_stages(plan, [stage.max_in_flight for stage in best.stages], [0] * plan.num_stages, "1f1b")
+        if step_s < min(now_s, predict(whole, topology, profile).step_s) * (1 - _LEAST_GAIN):  # not depth's gain alone
+            advice.append(Advice("schedule", f"zero_bubble in place of {plan.schedule}", step_s, 1 - step_s / now_s))
     return sorted(advice, key=lambda one: one.step_s)
 
 
 def _split(plan: Plan, topology: Topology, profile: ModelProfile) -> Iterator[Plan]:
     """Yield the plan with the backward split, in every way that its workers have the memory for."""
     most = max(replica.num_microbatches for replica in plan.replicas)
-    if plan.schedule not in ("1f1b", "gpipe") or plan.num_stages == 1:
+    if plan.schedule not in ("1f1b", "gpipe") or not any(layer.weight_flops for layer in profile.layers):
         return
     for depths in split_depths(plan.num_stages, most):
         for postponed in split_choices(depths, most):
-            stages = tuple(
-                stage.model_copy(update={"max_in_flight": depth, "max_postponed": later})
-                for stage, depth, later in zip(plan.stages, depths, postponed, strict=True)
-            )
-            split = plan.model_copy(update={"schedule": "zero_bubble", "stages": stages, "prediction": None})
+            split = _changed_stages(plan, depths, postponed, "zero_bubble")
             needs = (memory_bytes(split, profile, rank) for rank in range(plan.world_size))
             if all(need <= topology.worker(name).memory_bytes for need, name in zip(needs, plan.workers, strict=True)):
                 yield split
+
+
+def _changed_stages(plan: Plan, depths: Sequence[int], postponed: Sequence[int], schedule: str) -> Plan:
+    stages = tuple(
+        stage.model_copy(update={"max_in_flight": depth, "max_postponed": later})
+        for stage, depth, later in zip(plan.stages, depths, postponed, strict=True)
+    )
+    return plan.model_copy(update={"schedule": schedule, "stages": stages, "prediction": None})
 
 
 def _changes(plan: Plan, topology: Topology) -> Iterator[tuple[str, str, Topology]]:

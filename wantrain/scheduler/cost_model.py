@@ -5,7 +5,8 @@ Memory of a rank, with w its weights in bytes, a_s the stored activations of a m
 
     weights + gradients                     2·w, and once those that are not trained
     AdamW's two moments                     2·w
-    activations                             (d_s + p_s) · a_s, of as many microbatches as there are
+    activations                             d_s · a_s
+    those whose weights' gradients wait     p_s · a_s, all that was made anew for the backward included
     a backward's gradients, at work         what the stage's largest layer has stored, or makes anew
     payloads to send                        d_s · f_s + d_(s-1) · b_s
     payloads received, not yet used         d_(s-1) · f_(s-1) + d_s · b_(s+1)
@@ -156,7 +157,8 @@ def memory_terms(plan: Plan, profile: ModelProfile, rank: int) -> dict[str, int]
         staging += _window_bytes([plan.gradient_transport] * others)  # of two lines, one that sends, one that receives
     return {
         "weights, gradients and the optimizer": states,
-        "activations": _held(plan, rank) * sum(layer.stored_bytes for layer in layers)
+        "activations": depths[stage] * sum(layer.stored_bytes for layer in layers)
+        + _num_postponed(plan, rank) * sum(layer.backward_bytes for layer in layers)
         + max(layer.backward_bytes for layer in layers),
         "payloads": payloads,
         "channels": staging,
@@ -164,12 +166,10 @@ def memory_terms(plan: Plan, profile: ModelProfile, rank: int) -> dict[str, int]
     }
 
 
-def _held(plan: Plan, rank: int) -> int:
-    """Return how many microbatches a rank holds activations of, at most."""
+def _num_postponed(plan: Plan, rank: int) -> int:
+    """Return how many microbatches a rank holds beside those in flight, at most."""
     stage = plan.stages[plan.stage_of(rank)]
-    if not stage.max_postponed:
-        return stage.max_in_flight
-    return min(stage.max_in_flight + stage.max_postponed, plan.replicas[plan.replica_of(rank)].num_microbatches)
+    return max(0, min(stage.max_postponed, plan.replicas[plan.replica_of(rank)].num_microbatches - stage.max_in_flight))
 
 
 def _remembers(plan: Plan, stage: int) -> bool:

@@ -74,6 +74,8 @@ def exact_plan(
             f"too many workers to try all plans (got {len(topology.workers)}, expected at most {MOST_WORKERS})"
         )
     request = Request(profile=profile, batch_size=batch_size, max_in_flight=tuple(max_in_flight), **choices)
+    if request.schedule == "zero_bubble":
+        raise PlanError("bounds are of whole backwards; a zero_bubble can't be planned exactly, use find_plan")
     network = make_network(topology, [worker.name for worker in topology.workers])
     deck = make_deck(batch_size, profile.microbatch_size, num_replicas, num_replicas)
     drafter = Drafter(request, topology, network, deck)

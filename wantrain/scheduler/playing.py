@@ -60,7 +60,7 @@ class Player:
     def best_depths(self, candidate: Candidate, is_brief: bool = False) -> tuple[float, Plan] | None:
         """Return a placement's best plan with its score, at the depth chosen as said above; None where none fits.
 
-        Being brief, play only the two greatest depths.
+        Being brief, play only the two deepest that fit; where the backward is split these may be of one depth.
         """
         placement = candidate.placement
         deepest_first = sorted(self.drafter.depths(placement, candidate.limit), key=sum, reverse=True)

@@ -276,10 +276,11 @@ class _Solver:
             start = self.searcher.start((num_stages, num_replicas), order, "pipelines")
             most = max(self.player.drafter.counts(start.units))
             own = default_in_flight(self.request.schedule, num_stages, most)
-            plan = self.player.drafter.plan(start.placement, self.request.max_in_flight or own)
-            why = self.player.shortage(plan) or ""
-            if not why:
-                return plan
+            drafter, depths = self.player.drafter, self.request.max_in_flight or own
+            for plan in (drafter.plan(start.placement, depths), *drafter.plans(start.placement, depths)):
+                why = self.player.shortage(plan) or ""
+                if not why:
+                    return plan
         return why
 
     def _naive_shapes(self) -> list[tuple[int, int]]:
@@ -304,7 +305,8 @@ class _Solver:
         nearest = min(candidates, key=lambda one: one.price)
         drafter, placement = self.player.drafter, nearest.placement
         depths = list(drafter.depths(placement, [1] * placement.num_stages))
-        return self.player.shortage(drafter.plan(placement, min(depths))) or "no plan fits into memory; add a worker"
+        *_, leanest = drafter.plans(placement, min(depths))
+        return self.player.shortage(leanest) or "no plan fits into memory; add a worker"
 
     def _notes(self, plan: Plan, plans: Sequence[tuple[float, Plan]]) -> Iterable[str]:
         """Say who is left out, and what taking them in would cost."""

@@ -22,7 +22,7 @@ from wantrain.report.style import BLUE, GREEN, INK, MUTED, NAVY, ORANGE, PURPLE,
 from wantrain.units import format_bandwidth, format_time
 
 PEER_LOOKS = tuple(zip(cycle((ORANGE, RED, PURPLE, MUTED)), "os^v8phH"))
-OWN_LOOKS = tuple(zip(cycle((SKY, BLUE, GREEN, INK)), "DXP*<>d123"))
+OWN_LOOKS = tuple(zip(cycle((SKY, BLUE, GREEN, INK)), "DXP*<>dhp8"))
 """Colours and markers of systems, in the order of the table; warm ones are other programs."""
 
 _KINDS = {"forward": SKY, "backward": BLUE, "weights": NAVY}

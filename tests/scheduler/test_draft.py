@@ -1,8 +1,12 @@
+import pytest
+
 from tests.scheduler.cases import PROFILE, regions
+from wantrain.errors import PlanError
 from wantrain.scheduler.draft import Drafter, Placement
 from wantrain.scheduler.lanes import make_deck
 from wantrain.scheduler.network import make_network
 from wantrain.scheduler.problem import Request
+from wantrain.scheduler.solve import make_plan
 from wantrain.topology import PAYLOAD_SHARE
 from wantrain.wire import transport_for
 
@@ -45,3 +49,11 @@ def test_depths_are_multiples_of_1f1bs_own_within_what_memory_allows() -> None:
     assert len(tried) == len(set(tried))
     assert all(a >= b for a, b in tried)
     assert list(drafter(max_in_flight=(5, 5)).depths(PLACEMENT, (1, 1))) == [(5, 5)]
+
+
+def test_a_profile_that_knows_of_no_gradients_of_weights_is_refused() -> None:
+    topology = regions({"a": 2})
+    layers = tuple(layer.model_copy(update={"weight_flops": 0.0}) for layer in PROFILE.layers)
+    older = PROFILE.model_copy(update={"layers": layers})
+    with pytest.raises(PlanError, match=r"weight_flops.*use 1f1b"):
+        make_plan(topology, older, batch_size=8, num_stages=2, schedule="zero_bubble")

@@ -186,6 +186,7 @@ class _Solver:
         until_s: float | None = None,
     ) -> None:
         _check_depths(request, shape[0])
+        _check_split(request)
         self.request, self.topology = request, topology
         names = _participants(topology, request, excluded)
         _check_workers(len(names), shape)
@@ -356,6 +357,15 @@ def _check_workers(num_workers: int, shape: tuple[int | None, int | None]) -> No
         raise PlanError(
             f"{stages} stages × {replicas} replicas need {stages * replicas} workers ({num_workers} may take part);"
             " lower one of them"
+        )
+
+
+def _check_split(request: Request) -> None:
+    """Raise PlanError where the backward is to be split and the profile doesn't know what of it may wait."""
+    if request.schedule == "zero_bubble" and not any(layer.weight_flops for layer in request.profile.layers):
+        raise PlanError(
+            "the profile doesn't say what gradients of weights take (weight_flops), so zero_bubble can't be planned;"
+            " measure it anew with 'wantrain profile', or use 1f1b"
         )
 
 

@@ -182,7 +182,7 @@ def _plan_arguments(parser: argparse.ArgumentParser) -> None:
     asked.add_argument("--stages", type=_count, metavar="N", help="stages of the pipeline (default: searched)")
     asked.add_argument("--replicas", type=_count, metavar="N", help="copies of the pipeline (default: searched)")
     asked.add_argument(
-        "--schedule", choices=("1f1b", "gpipe", "zero_bubble"), help="order of work stages work (default: 1f1b)"
+        "--schedule", choices=("1f1b", "gpipe", "zero_bubble"), help="in which order stages work (default: 1f1b)"
     )
     asked.add_argument(
         "--codec", metavar="C", help="auto, a codec for both ways, or FORWARD/BACKWARD (default: raw:fp32)"

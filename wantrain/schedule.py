@@ -30,8 +30,7 @@ depth, here it may be any.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Literal, NamedTuple
 
 from pydantic import AfterValidator
@@ -158,9 +157,10 @@ def make_schedule(
         postponed = max_postponed or default_postponed(kind, num_microbatches, depths)
         if len(postponed) != num_stages or min(postponed) < 0:
             raise PlanError(f"max_postponed must be {num_stages} numbers, none below zero (got {list(postponed)})")
-        orders = itertools.starmap(partial(_split_order, num_microbatches), zip(depths, postponed, strict=True))
-        return tuple(_numbered(stage, order) for stage, order in enumerate(orders))
-    return tuple(_rank_actions(stage, num_microbatches, depth) for stage, depth in enumerate(depths))
+        orders = [_split_order(num_microbatches, *bounds) for bounds in zip(depths, postponed, strict=True)]
+    else:
+        orders = ["F" * depth + "BF" * (num_microbatches - depth) + "B" * depth for depth in depths]
+    return tuple(_numbered(stage, order) for stage, order in enumerate(orders))
 
 
 def _own_schedule(name: str, num_stages: int, num_microbatches: int) -> Schedule:
@@ -219,16 +219,6 @@ def _check_depths(depths: Sequence[int], num_stages: int) -> None:
         )
 
 
-def _rank_actions(stage: int, num_microbatches: int, depth: int) -> tuple[Action, ...]:
-    forwards = [Action(stage, "F", m) for m in range(num_microbatches)]
-    backwards = [Action(stage, "B", m) for m in range(num_microbatches)]
-    actions = forwards[:depth]
-    for backward, forward in zip(backwards, forwards[depth:], strict=False):
-        actions += [backward, forward]
-    actions += backwards[num_microbatches - depth :]
-    return (*actions, Action(stage, "R"), Action(stage, "S"))
-
-
 def _split_order(num_microbatches: int, depth: int, postponed: int) -> str:
     """Return a stage's order where gradients of weights wait until there is nothing better to do.
 
@@ -248,10 +238,15 @@ def _split_order(num_microbatches: int, depth: int, postponed: int) -> str:
     return "".join(order) + "W" * waiting
 
 
+def splits_backward(actions: Iterable[Action]) -> bool:
+    """Say whether a stage makes gradients of weights apart from those of inputs."""
+    return any(action.kind == "W" for action in actions)
+
+
 def peak_postponed(actions: Sequence[Action]) -> int:
     """Return the greatest number of gradients of weights that wait while the stage does something else."""
     waiting = peak = 0
-    for action in actions if any(action.kind == "W" for action in actions) else ():
+    for action in actions if splits_backward(actions) else ():
         if action.kind in "FB":
             peak = max(peak, waiting)
         waiting += {"B": 1, "W": -1}.get(action.kind, 0)

@@ -7,6 +7,7 @@ from torch import nn
 
 from tests.jobs import TIMEOUT_S, run_ranks
 from wantrain.comm.allreduce import Handle, Reducer
+from wantrain.comm.channel import Channel
 from wantrain.comm.loopback import loopback_pair
 from wantrain.pipeline.gradients import GradientBuckets
 
@@ -14,6 +15,31 @@ from wantrain.pipeline.gradients import GradientBuckets
 def make_layers() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(5, 7, bias=False), nn.Linear(7, 3, bias=False), nn.Linear(3, 2, bias=False))
+
+
+class Watched(Reducer):
+    """Notes the sizes of the buckets that were handed in."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.submitted: list[int] = []
+
+    def submit(self, bucket: torch.Tensor, *rest: Any) -> Handle:
+        self.submitted.append(bucket.numel())
+        return super().submit(bucket, *rest)
+
+
+def finish_with_zeros(buckets: GradientBuckets, reducer: Watched, end: Channel) -> None:
+    """Finish a step with another member, at the other end of the channel, that has nothing to add."""
+    other = Reducer(1, {0: end}, TIMEOUT_S)
+    handles = [other.submit(torch.zeros(size)) for size in reducer.submitted]
+    buckets.finish(TIMEOUT_S)
+    for handle in handles:
+        handle.wait(TIMEOUT_S)
+    closing = threading.Thread(target=other.close, args=(TIMEOUT_S,))
+    closing.start()
+    reducer.close(TIMEOUT_S)
+    closing.join()
 
 
 @pytest.mark.parametrize(("bucket_bytes", "num_buckets"), [(1, 3), (192, 2), (10_000, 1)])
@@ -43,15 +69,9 @@ def test_gradients_add_up_over_microbatches_and_zero_begins_anew() -> None:
 
 def test_a_bucket_leaves_when_its_last_gradient_is_in_and_not_before_the_last_backward() -> None:
     a, b = loopback_pair("a", "b")
-    submitted: list[int] = []
-
-    class Watched(Reducer):
-        def submit(self, bucket: torch.Tensor, *rest: Any) -> Handle:
-            submitted.append(bucket.numel())
-            return super().submit(bucket, *rest)
-
     layers = make_layers()
     reducer = Watched(0, {1: a}, TIMEOUT_S)
+    submitted = reducer.submitted
     buckets = GradientBuckets(list(layers.parameters()), 1, reducer)
     buckets.zero()
     layers(torch.ones(1, 5)).sum().backward()
@@ -63,28 +83,14 @@ def test_a_bucket_leaves_when_its_last_gradient_is_in_and_not_before_the_last_ba
     output.backward()
     assert seen_at_first_layer == [16, 32]
     assert submitted == [16, 32, 48]
-    other = Reducer(1, {0: b}, TIMEOUT_S)
-    handles = [other.submit(torch.zeros(size)) for size in submitted]
-    buckets.finish(TIMEOUT_S)
-    for handle in handles:
-        handle.wait(TIMEOUT_S)
-    closing = threading.Thread(target=other.close, args=(TIMEOUT_S,))
-    closing.start()
-    reducer.close(TIMEOUT_S)
-    closing.join()
+    finish_with_zeros(buckets, reducer, b)
 
 
 def test_where_only_some_gradients_are_still_owed_a_bucket_waits_for_those_alone() -> None:
-    submitted: list[int] = []
-
-    class Watched(Reducer):
-        def submit(self, bucket: torch.Tensor, *rest: Any) -> Handle:
-            submitted.append(bucket.numel())
-            return super().submit(bucket, *rest)
-
     a, b = loopback_pair("a", "b")
     layers = make_layers()
     reducer = Watched(0, {1: a}, TIMEOUT_S)
+    submitted = reducer.submitted
     buckets = GradientBuckets(list(layers.parameters()), 1, reducer)
     buckets.zero()
     layers(torch.ones(1, 5)).sum().backward()
@@ -92,15 +98,7 @@ def test_where_only_some_gradients_are_still_owed_a_bucket_waits_for_those_alone
     assert submitted == [16]
     torch.autograd.backward(layers[1].weight, torch.ones(3, 7))
     assert submitted == [16, 32, 48]
-    other = Reducer(1, {0: b}, TIMEOUT_S)
-    handles = [other.submit(torch.zeros(size)) for size in submitted]
-    buckets.finish(TIMEOUT_S)
-    for handle in handles:
-        handle.wait(TIMEOUT_S)
-    closing = threading.Thread(target=other.close, args=(TIMEOUT_S,))
-    closing.start()
-    reducer.close(TIMEOUT_S)
-    closing.join()
+    finish_with_zeros(buckets, reducer, b)
 
 
 def test_after_finish_every_member_holds_the_sum() -> None:

@@ -50,9 +50,7 @@ class PostponedGradients:
         modules = nn.ModuleList(layers)
         for name, module in modules.named_modules():
             if getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod"):
-                raise PlanError(
-                    f"layer {name or 'list'} is compiled, so its backward can't be split; use schedule 1f1b"
-                )
+                raise PlanError(f"layer {name} is compiled, so its backward can't be split; use schedule 1f1b")
         owners: dict[nn.Parameter, int] = {}
         for _, weight in modules.named_parameters(remove_duplicate=False):
             owners[weight] = owners.get(weight, 0) + 1

@@ -20,7 +20,7 @@ from torch import Tensor
 from wantrain.pipeline.boundary import Inbox, Item, Outbox
 from wantrain.pipeline.recorder import Recorder
 from wantrain.pipeline.stage import Stage
-from wantrain.schedule import Action
+from wantrain.schedule import Action, splits_backward
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Executor:
         self._upstream, self._downstream = upstream, downstream
         self._before_forward, self._before_backward = before_forward, before_backward
         self._before_final = before_final
-        self._final_kind = "W" if any(action.kind == "W" for action in self._actions) else "B"
+        self._final_kind = "W" if splits_backward(self._actions) else "B"
         self._ends = {"R": reduce, "S": step}
         self._step_number = 0
         self.loss = 0.0

@@ -30,6 +30,7 @@ from collections.abc import Sequence
 from wantrain.codec_spec import parse_codec
 from wantrain.plan import Plan, Prediction
 from wantrain.profile import LayerProfile, ModelProfile
+from wantrain.schedule import splits_backward
 from wantrain.scheduler.routes import busy_s
 from wantrain.scheduler.simulator import PlayedStep, Workload, play_step
 from wantrain.topology import Topology
@@ -207,7 +208,7 @@ def _ideal_s(plan: Plan, workload: Workload, replica: int) -> float:
     """Return the step's seconds with a network that costs nothing: the slowest stage's work, and the way there."""
     ranks = [plan.rank_at(replica, stage) for stage in range(plan.num_stages)]
     once = [workload.forward_s[rank] + workload.backward_s[rank] for rank in ranks]
-    if any(action.kind == "W" for actions in plan.actions(replica) for action in actions):
+    if any(map(splits_backward, plan.actions(replica))):
         count = plan.replicas[replica].num_microbatches  # gradients of weights fill the way back
         ways = itertools.accumulate((workload.forward_s[rank] for rank in ranks), initial=0.0)
         return max(way + count * own for way, own in zip(ways, once, strict=False))

@@ -28,8 +28,8 @@ from wantrain.scheduler.script import (
 from wantrain.timeline import COMPUTE_KINDS, Event, EventKind, Timeline
 
 _EVENT_KINDS: tuple[EventKind, ...] = (
-    *("forward", "backward", "reduce", "step", "wait", "send", "encode", "decode", "weights"),
-)
+    "forward", "backward", "reduce", "step", "wait", "send", "encode", "decode", "weights",
+)  # fmt: skip
 _COMPUTE = [_EVENT_KINDS.index(kind) for kind in COMPUTE_KINDS]
 _SEND = _EVENT_KINDS.index("send")
 

@@ -29,6 +29,7 @@ from wantrain.pipeline.recorder import Recorder
 from wantrain.pipeline.stage import DilatedStage, LossFunction, Stage, TorchStage, slowed
 from wantrain.plan import Plan
 from wantrain.run_directory import LinkTraffic, StepRecord
+from wantrain.schedule import splits_backward
 from wantrain.timeline import COMPUTE_KINDS
 from wantrain.training.metrics import MetricsSink, RunFacts
 from wantrain.training.quantized_adam import QuantizedAdam
@@ -133,7 +134,7 @@ class Trainer:
         self._actions = plan.actions(self.replica)[self.stage_index]
         self._stage = TorchStage(
             own, loss=loss, loss_scale=plan.microbatch_size / plan.batch_size, autocast=autocast,
-            recomputed=self._recomputed, is_split=any(action.kind == "W" for action in self._actions),
+            recomputed=self._recomputed, is_split=splits_backward(self._actions),
         )  # fmt: skip
         is_slowed = dilation != 1 and not layers_are_dilated
         self._slowed = partial(slowed, dilation if is_slowed else 1.0, torch.device(device).type == "cuda")

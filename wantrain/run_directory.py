@@ -139,6 +139,10 @@ class RunDirectory:
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
+    def saved_steps(self) -> list[int]:
+        """Return the steps of finished checkpoints, newest first."""
+        return saved_steps(self.checkpoints)
+
     @property
     def buffers(self) -> Path:
         """Where message buffers keep what has no room in memory."""
@@ -171,6 +175,12 @@ class RunDirectory:
                 by_step.setdefault(line["step"], {})[rank] = line
         complete = {step: lines for step, lines in sorted(by_step.items()) if len(lines) == len(workers)}
         return [merge("measured", workers, step, _on_one_clock(lines)) for step, lines in complete.items()]
+
+
+def saved_steps(checkpoints: Path) -> list[int]:
+    """Return the steps of the finished checkpoints in a folder, newest first."""
+    found = [entry.name.removeprefix("step-") for entry in checkpoints.glob("step-*") if entry.is_dir()]
+    return sorted((int(name) for name in found if name.isdigit()), reverse=True)
 
 
 def _on_one_clock(lines: dict[int, dict[str, Any]]) -> Iterator[Event]:

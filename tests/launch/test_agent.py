@@ -123,7 +123,7 @@ def test_a_resumed_run_tells_its_checkpoints_and_keeps_the_earlier_log(spoken: S
         (tmp_path / "run" / "checkpoints" / name).mkdir(parents=True)
     (tmp_path / "run" / "logs").mkdir()
     (tmp_path / "run" / "logs" / "w.log").write_text("earlier\n")
-    assert spoken.prepare(tmp_path, resume=True)["steps"] == [5, 10]
+    assert spoken.prepare(tmp_path, resume=True)["steps"] == [10, 5]
     assert [path.read_text() for path in (tmp_path / "run" / "logs").iterdir()] == ["earlier\n"]
 
 

@@ -17,7 +17,6 @@ import ctypes
 import json
 import os
 import queue
-import re
 import signal
 import subprocess
 import sys
@@ -43,7 +42,6 @@ SILENT_FOR_S = 30.0
 _POLL_S = 0.25
 _PR_SET_CHILD_SUBREAPER = 36
 _REACH_WITHIN_S = 10.0
-_STEP = re.compile(r"step-(\d+)")
 
 
 class Agent:
@@ -133,8 +131,7 @@ class Agent:
         keep_earlier(path / log)
         mirrored = [f"metrics/rank-{rank}.jsonl", f"timelines/rank-{rank}.jsonl", log]
         self._tails = {name: Tail(path / name) for name in mirrored + ["notes.txt"] * self._is_first}
-        steps = [int(found[1]) for one in path.glob("checkpoints/step-*") if (found := _STEP.fullmatch(one.name))]
-        self._say("prepared", run_directory=str(path), steps=sorted(steps))
+        self._say("prepared", run_directory=str(path), steps=self._run.saved_steps())
 
     def _do_start(self, argv: list[str], worker: str) -> None:
         """Start torchrun with this interpreter."""

@@ -36,7 +36,6 @@ from wantrain.report.page import write_report
 from wantrain.report.tables import print_network, print_plan, print_summary
 from wantrain.run_directory import LinkMeasurement, NetworkRecord, RunDirectory
 from wantrain.topology import Topology
-from wantrain.training.checkpoint import CheckpointFolder
 from wantrain.training.job import (
     load_config,
     new_run_directory,
@@ -96,7 +95,7 @@ def _watch(run: RunDirectory, args: argparse.Namespace) -> int:
         if network is not None:
             _measure(network, run, args.rate_tolerance)
         workers = undo.enter_context(_started(run, plan, topology, network, args))
-        steps = CheckpointFolder(run.checkpoints).steps() if args.resume else []
+        steps = run.saved_steps() if args.resume else []
         interrupted = follow(
             run,
             plan,

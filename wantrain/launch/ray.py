@@ -37,7 +37,6 @@ from wantrain.report.tables import print_plan, print_summary
 from wantrain.run_directory import RunDirectory
 from wantrain.scheduler.replan import replan
 from wantrain.topology import Topology
-from wantrain.training.checkpoint import CheckpointFolder
 from wantrain.training.job import Job, plan_choices, profile_of, write_run_directory
 
 DEFAULT_RESTARTS = 3
@@ -138,7 +137,7 @@ class _Launch:
             self._run.stop.touch()
 
     def _newest(self) -> int:
-        steps = CheckpointFolder(self._run.checkpoints).steps()
+        steps = self._run.saved_steps()
         return steps[0] if steps else 0
 
     def _checkpoint(self) -> str:

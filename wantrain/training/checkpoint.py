@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from wantrain.errors import CheckpointError
 from wantrain.fact import Fact, read_json
+from wantrain.run_directory import saved_steps
 
 VERSION = 1
 
@@ -162,8 +163,7 @@ class CheckpointFolder:
 
     def steps(self) -> list[int]:
         """Return the steps of finished checkpoints, newest first."""
-        found = [entry.name.removeprefix("step-") for entry in self.path.glob("step-*") if entry.is_dir()]
-        return sorted((int(name) for name in found if name.isdigit()), reverse=True)
+        return saved_steps(self.path)
 
     def begin(self, step: int) -> Path:
         """Return the folder in which a checkpoint's files are written until it is finished; make it if need be."""

@@ -36,7 +36,7 @@ def test_deeper_warm_up_runs_further_ahead() -> None:
 def test_zero_bubble_leaves_gradients_of_weights_for_when_a_stage_would_wait() -> None:
     assert drawing("zero_bubble", 3, 4) == [
         "F0 F1 F2 B0 W0 F3 B1 W1 B2 W2 B3 W3",
-        "F0 F1 B0 F2 B1 W0 F3 B2 W1 W2 B3 W3",
+        "F0 F1 B0 F2 B1 W0 F3 B2 W1 B3 W2 W3",
         "F0 B0 F1 B1 F2 B2 W0 F3 B3 W1 W2 W3",
     ]
     assert drawing("zero_bubble", 2, 3, [2, 1], [0, 0]) == ["F0 F1 B0 W0 F2 B1 W1 B2 W2", "F0 B0 W0 F1 B1 W1 F2 B2 W2"]

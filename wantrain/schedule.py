@@ -19,7 +19,7 @@ nobody waits for: they fill the time in which a rank would wait. A stage may lea
 with the default every stage holds as many microbatches as the first, which has none to leave:
 
     F0 F1 F2 B0 W0 F3 B1 W1 B2 W2 B3 W3
-       F0 F1 B0 F2 B1 W0 F3 B2 W1 W2 B3 W3
+       F0 F1 B0 F2 B1 W0 F3 B2 W1 B3 W2 W3
           F0 B0 F1 B1 F2 B2 W0 F3 B3 W1 W2 W3
 
 1F1B: Narayanan et al., "PipeDream", SOSP 2019. GPipe: Huang et al., NeurIPS 2019. The split backward, and as many
@@ -222,20 +222,13 @@ def _check_depths(depths: Sequence[int], num_stages: int) -> None:
 def _split_order(num_microbatches: int, depth: int, postponed: int) -> str:
     """Return a stage's order where gradients of weights wait until there is nothing better to do.
 
-    While there are forwards left, only those are made that exceed `postponed`. From the last forward on the stage
-    behind hands back a gradient for every F, B and W of its own, so that two fit between.
+    While there are forwards left, only those are made that exceed `postponed`. From the last forward on one goes
+    between two backwards: more would hold up what the stages before wait for (8 × 32 at 100 ms, played: 7 % with two).
     """
-    order, left, waiting = ["F" * depth], num_microbatches - depth, 0
-    for _ in range(num_microbatches):
-        waiting += 1
-        if left:
-            now, left = max(0, waiting - postponed), left - 1
-            order += ["B", "W" * now, "F"]
-        else:
-            now = min(2, waiting)
-            order += ["B", "W" * now]
-        waiting -= now
-    return "".join(order) + "W" * waiting
+    left = num_microbatches - depth
+    num_now = max(0, left - postponed)
+    first = "BF" * (left - num_now) + "BWF" * num_now
+    return "F" * depth + first + "BW" * depth + "W" * (left - num_now)
 
 
 def splits_backward(actions: Iterable[Action]) -> bool:

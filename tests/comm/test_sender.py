@@ -69,7 +69,7 @@ def test_under_a_bound_priority_goes_first_then_who_came_first() -> None:
     for thread in threads:
         thread.start()
     deadline_s = time.monotonic() + 30
-    while not (weights.num_idle and first.num_idle and second.num_idle) and time.monotonic() < deadline_s:
+    while not (weights.idle and first.idle and second.idle) and time.monotonic() < deadline_s:
         threading.Event().wait(0.001)
     sender.release(full, 1000)
     for outlet in (weights, first, second):
@@ -96,3 +96,29 @@ def test_dropped_outlet_gives_its_room_back() -> None:
     sender.close(one, drop=True)
     sender.submit(two, sending(100_000))
     assert taken(sender, two) == (0, 0, 100_000)
+
+
+def test_connections_take_turns_so_that_a_payload_spreads_evenly() -> None:
+    sender, num_connections, rounds = Sender(), 4, 25
+    outlet = sender.open(0, chunk_bytes=64 * 1024, num_connections=num_connections)
+    counts = [0] * num_connections
+
+    def carry(number: int) -> None:
+        while (chunk := sender.take(outlet, block=True)) is not None:
+            counts[number] += 1
+            sender.release(outlet, chunk.num_bytes)
+
+    threads = [threading.Thread(target=carry, args=(number,)) for number in range(num_connections)]
+    for thread in threads:
+        thread.start()
+    while len(outlet.idle) < num_connections:
+        time.sleep(0.001)
+    sender.submit(outlet, sending(rounds * num_connections * 64 * 1024))
+    while sum(counts) < rounds * num_connections:
+        time.sleep(0.001)
+    sender.close(outlet)
+    for thread in threads:
+        thread.join(5)
+    assert not any(thread.is_alive() for thread in threads)
+    assert sum(counts) == rounds * num_connections
+    assert max(counts) - min(counts) <= rounds // 5, counts

@@ -1,8 +1,10 @@
 """Who goes first on the wire: everything that a process sends leaves through one Sender.
 
 A payload waits in its channel's outlet and leaves in chunks. The threads of the channel's connections take chunks when
-they are free, so one payload spreads over all of them and a slow one takes fewer. Order is by priority (activations
-and their gradients before weight gradients), then by when a payload was handed in.
+they are free, in the order in which they became it, so one payload spreads over all of them and a slow one takes fewer.
+(Were it whoever asks first, a few would fill their sockets and need another round trip: TCP's window is as wide on each
+as what it has carried before. Seen at 500 Mbit/s and 100 ms one way, 6.6 MB over seven: 330 ms instead of 210.) Order
+is by priority (activations and their gradients before weight gradients), then by when a payload was handed in.
 
 Between channels the order matters only where they share a line. There `max_bytes_under_way` bounds what all of them
 have under way together: a chunk is then given out only while no payload that comes earlier could use the room. It must
@@ -53,9 +55,9 @@ class Outlet:
     priority: int
     chunk_bytes: int
     num_connections: int
-    freed: threading.Condition
     queue: deque[_Waiting] = field(default_factory=deque)
-    num_idle: int = 0
+    idle: deque[threading.Condition] = field(default_factory=deque)
+    """Connections that wait for a chunk, the one that has waited longest first."""
     under_way_bytes: int = 0
     is_closed: bool = False
 
@@ -77,7 +79,7 @@ class Sender:
 
     def open(self, priority: int, chunk_bytes: int, num_connections: int) -> Outlet:
         """Return a new outlet; the least priority goes first."""
-        outlet = Outlet(priority, chunk_bytes, num_connections, threading.Condition(self._lock))
+        outlet = Outlet(priority, chunk_bytes, num_connections)
         with self._lock:
             self._outlets.append(outlet)
         return outlet
@@ -93,18 +95,22 @@ class Sender:
             self._wake()
 
     def take(self, outlet: Outlet, block: bool) -> Chunk | None:
-        """Return the chunk that a free connection carries next.
+        """Return the chunk that a free connection carries next; others that have been free for longer go first.
 
         Without one, wait, or return None at once if not `block`; return None too when a closed outlet is empty.
         """
+        turn = threading.Condition(self._lock)
         with self._lock:
-            while (chunk := self._grant(outlet)) is None:
-                if not block or (outlet.is_closed and not outlet.queue):
-                    return None
-                outlet.num_idle += 1
-                outlet.freed.wait()
-                outlet.num_idle -= 1
-            self._wake()
+            outlet.idle.append(turn)
+            try:
+                while (chunk := self._grant(outlet) if outlet.idle[0] is turn else None) is None:
+                    if not block or (outlet.is_closed and not outlet.queue):
+                        return None
+                    turn.wait()
+            finally:
+                outlet.idle.remove(turn)
+                self._wake()
+            self._end_if_drained(outlet)
             return chunk
 
     def release(self, outlet: Outlet, num_bytes: int) -> None:
@@ -124,8 +130,14 @@ class Sender:
                 outlet.under_way_bytes = 0
             if outlet in self._outlets and not outlet.queue:
                 self._outlets.remove(outlet)
-            outlet.freed.notify_all()
+            self._end_if_drained(outlet)
             self._wake()
+
+    def _end_if_drained(self, outlet: Outlet) -> None:
+        """Send home who waits at a closed outlet that is empty."""
+        if outlet.is_closed and not outlet.queue:
+            for turn in outlet.idle:
+                turn.notify()
 
     def _grant(self, outlet: Outlet) -> Chunk | None:
         if not outlet.queue:
@@ -145,7 +157,7 @@ class Sender:
     def _may_go(self, outlet: Outlet, order: tuple[int, int], num_bytes: int) -> bool:
         if not self._has_room(num_bytes):
             return False
-        others = (other for other in self._outlets if other is not outlet and other.num_idle and other.queue)
+        others = (other for other in self._outlets if other is not outlet and other.idle and other.queue)
         return all(order < other.queue[0].order for other in others)
 
     def _has_room(self, num_bytes: int) -> bool:
@@ -154,11 +166,11 @@ class Sender:
         return self._under_way_bytes + num_bytes <= self.max_bytes_under_way
 
     def _wake(self) -> None:
-        """Wake one idle connection for every outlet that could go on, in order, while there is room."""
-        able = [outlet for outlet in self._outlets if outlet.num_idle and outlet.queue]
+        """Wake the next idle connection of every outlet that could go on, in order, while there is room."""
+        able = [outlet for outlet in self._outlets if outlet.idle and outlet.queue]
         for outlet in sorted(able, key=lambda outlet: outlet.queue[0].order):
             if not self._has_room(outlet.queue[0].next_bytes()):
                 return
-            outlet.freed.notify()
+            outlet.idle[0].notify()
             if self.max_bytes_under_way is not None:
                 return

@@ -65,7 +65,7 @@ def test_under_a_bound_priority_goes_first_then_who_came_first() -> None:
 
     for outlet in (weights, first, second):
         sender.submit(outlet, sending(1000))
-    threads = [threading.Thread(target=connection, args=(outlet,)) for outlet in (second, weights, first)]
+    threads = [threading.Thread(target=connection, args=(outlet,), daemon=True) for outlet in (second, weights, first)]
     for thread in threads:
         thread.start()
     deadline_s = time.monotonic() + 30
@@ -108,7 +108,7 @@ def test_connections_take_turns_so_that_a_payload_spreads_evenly() -> None:
             counts[number] += 1
             sender.release(outlet, chunk.num_bytes)
 
-    threads = [threading.Thread(target=carry, args=(number,)) for number in range(num_connections)]
+    threads = [threading.Thread(target=carry, args=(number,), daemon=True) for number in range(num_connections)]
     for thread in threads:
         thread.start()
     while len(outlet.idle) < num_connections:

@@ -50,8 +50,8 @@ def test_steps_are_the_newest_of_the_same_model_and_network() -> None:
 
 
 @pytest.mark.slow
-def test_hooks_train_and_are_not_trained_again(tmp_path: Path) -> None:
-    kinds = [PLAIN, WANTRAIN]
+def test_every_kind_of_hook_trains_and_is_not_trained_again(tmp_path: Path) -> None:
+    kinds = [PLAIN, "torch DDP, PowerSGD hook", WANTRAIN]
     command = [
         sys.executable, str(BENCHMARKS / "bench_hooks.py"), "--model", "gpt_tiny", "--steps", "15", "--samples", "64",
         "--validation-samples", "4", "--only", "train", "--out", str(tmp_path),

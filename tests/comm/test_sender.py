@@ -122,3 +122,25 @@ def test_connections_take_turns_so_that_a_payload_spreads_evenly() -> None:
     assert not any(thread.is_alive() for thread in threads)
     assert sum(counts) == rounds * num_connections
     assert max(counts) - min(counts) <= rounds // 5, counts
+
+
+def test_all_who_wait_for_room_at_a_closed_outlet_end_once_the_last_chunk_is_taken() -> None:
+    sender = Sender(max_bytes_under_way=1000)
+    full, closed = (sender.open(0, 1000, 2) for _ in range(2))
+    sender.submit(full, sending(1000))
+    assert taken(sender, full) == (0, 0, 1000)
+    sender.submit(closed, sending(1000))
+    chunks: list[object] = []
+    threads = [
+        threading.Thread(target=lambda: chunks.append(sender.take(closed, block=True)), daemon=True) for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    while len(closed.idle) < 2:
+        time.sleep(0.001)
+    sender.close(closed)
+    sender.release(full, 1000)
+    for thread in threads:
+        thread.join(5)
+    assert len(chunks) == 2
+    assert chunks.count(None) == 1

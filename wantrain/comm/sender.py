@@ -128,14 +128,14 @@ class Sender:
                 outlet.queue.clear()
                 self._under_way_bytes -= outlet.under_way_bytes
                 outlet.under_way_bytes = 0
-            if outlet in self._outlets and not outlet.queue:
-                self._outlets.remove(outlet)
             self._end_if_drained(outlet)
             self._wake()
 
     def _end_if_drained(self, outlet: Outlet) -> None:
-        """Send home who waits at a closed outlet that is empty."""
+        """Forget a closed outlet once it is empty, and send home who waits at it."""
         if outlet.is_closed and not outlet.queue:
+            if outlet in self._outlets:
+                self._outlets.remove(outlet)
             for turn in outlet.idle:
                 turn.notify()
 

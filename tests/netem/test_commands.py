@@ -114,6 +114,12 @@ def test_dilation_divides_rates_multiplies_times_and_the_retransmission_time_out
     assert not lines(network_commands(pair({}), has_netem=False), "rto_min")
 
 
+def test_a_piece_that_tcp_hands_down_is_a_millisecond_of_the_line_at_any_dilation() -> None:
+    for dilation in (1, 4, 40):
+        built = network_commands(pair({}), has_netem=False, dilation=dilation)
+        assert len(lines(built, "gso_max_size 12500$")) == 2
+
+
 def test_addresses_are_distinct_beyond_one_byte() -> None:
     assert len({address(i) for i in range(1000)}) == 1000
     assert [address(i) for i in (0, 254, 255)] == ["10.77.0.1", "10.77.0.255", "10.77.1.0"]

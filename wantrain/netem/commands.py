@@ -180,12 +180,13 @@ class _Network:
         """Return the largest piece that TCP hands down whole: a millisecond of the worker's line.
 
         Pieces of 64 kB hold up what comes behind them, for 5 ms each at 100 Mbit/s; on a link that is busy both ways
-        these are the acknowledgements, and BBR then takes a short link for a long one.
+        these are the acknowledgements, and BBR then takes a short link for a long one. Dilation lengthens the
+        millisecond, or a slowed network would cut the same line's bytes into smaller pieces, each of them work.
         """
         uplink = self.topology.worker(name).uplink_bytes_per_s
         rates = [self.topology.link(name, other).bandwidth_bytes_per_s for other in self.names if other != name]
         rate = max(rates, default=0.0) if uplink is None else uplink
-        return min(_MOST_SEGMENT_BYTES, max(2 * FRAME_BYTES, round(rate * _BURST_S)))
+        return min(_MOST_SEGMENT_BYTES, max(2 * FRAME_BYTES, round(rate * _BURST_S * self.dilation)))
 
     def _settings(self, name: str) -> str:
         """TCP as on a host set up for long links: room for four bandwidth-delay products, no idle restart.

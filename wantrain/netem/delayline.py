@@ -8,6 +8,10 @@ holds the packets of NFQUEUE 3 for 20 ms. Packets stay in the kernel; only their
 A queue has one source and one delay, so ids fall due in their order and one verdict releases many. The work per packet
 is one recv and one append, which must keep up with bursts: without root a netlink socket holds about 4 MB at most, and
 what does not fit is a lost packet. TCP's large packets stay whole (NFQA_CFG_F_GSO), which saves 40 ids of every 41.
+Waking up costs more than all this, so a queue that got packets rests for a turn, a small share of its delay, before
+it is looked at again, and what falls due within half a turn goes together. A packet that comes alone waits exactly its
+time, one in a stream by half a turn more or less (16 workers at a dilation of 20: the lines took 44 % of all
+processor time before).
 
 The process sleeps nearly always and asks the scheduler for short turns, so it runs soon after it wakes beside busy
 workers too (eight busy loops on two cores: median 0.3 ms late, without the short turns 0.7; measured on Linux 6.18).
@@ -55,6 +59,12 @@ _MOST_HELD = 1 << 18
 _BATCH = 512
 """Chosen: ids taken from one queue before due ones are released elsewhere, well below a millisecond of work."""
 
+_TURNS = 32
+"""Chosen: turns in a queue's delay; what a stream's packets wait is off by a 64th of it at most."""
+
+_LONGEST_TURN_S = 20e-3
+"""Chosen: at 1 Gbit/s in frames of 1514 bytes 1650 ids come in it, which a socket holds without root."""
+
 READY = "ready"
 """Announced on standard output once every queue is bound."""
 
@@ -64,6 +74,10 @@ class DelayQueue:
 
     def __init__(self, number: int, delay_s: float) -> None:
         self.number, self.delay_s = number, delay_s
+        self.turn_s = min(_LONGEST_TURN_S, delay_s / _TURNS)
+        self.rests_until: float | None = None
+        """When it is looked at again, whether or not anything has come; None: when something comes."""
+        self._looked_s = 0.0
         self.socket = _netlink_socket()
         self._held: collections.deque[tuple[float, int]] = collections.deque()
         self._buffer = bytearray(8192)
@@ -75,32 +89,38 @@ class DelayQueue:
         self.socket.setblocking(False)
 
     @property
-    def due(self) -> float:
-        """When the first packet falls due; infinity where none is held."""
-        return self._held[0][0] if self._held else float("inf")
+    def next_s(self) -> float:
+        """When there is something to do even if nothing comes; infinity for never."""
+        due = self._held[0][0] if self._held else float("inf")
+        return due if self.rests_until is None else min(due, self.rests_until)
 
-    def drain(self) -> None:
-        """Take note of every packet that has come."""
-        buffer, receive, hold = self._buffer, self.socket.recv_into, self._held.append
+    def drain(self, now: float) -> None:
+        """Take note of every packet that has come; what came while the queue rested is put at the rest's middle."""
+        buffer, receive, held = self._buffer, self.socket.recv_into, self._held
         packet_id = struct.Struct(">I").unpack_from
-        due = time.monotonic() + self.delay_s
-        for _ in range(_BATCH):
+        since = now if self.rests_until is None else self._looked_s
+        due, self._looked_s = (since + now) / 2 + self.delay_s, now
+        for taken in range(_BATCH):
             try:
                 receive(buffer)
             except BlockingIOError:
+                self.rests_until = now + self.turn_s if taken else None
                 return
             if buffer[5] == _SUBSYSTEM_QUEUE:
-                hold((due, packet_id(buffer, _PACKET_ID_AT)[0]))
+                held.append((due, packet_id(buffer, _PACKET_ID_AT)[0]))
             else:
                 _raise_for(buffer)
+        self.rests_until = now
 
     def release(self, now: float) -> None:
-        """Let every packet go that is due."""
+        """Let every packet go that is due, and with it what is due within half a turn."""
         held, last = self._held, None
-        while held and held[0][0] <= now:
+        if not held or held[0][0] > now:
+            return
+        until = now + self.turn_s / 2
+        while held and held[0][0] <= until:
             last = held.popleft()[1]
-        if last is not None:
-            self._send(_MSG_VERDICT_BATCH, _attribute(_VERDICT_HDR, struct.pack(">II", _ACCEPT, last)), _REQUEST)
+        self._send(_MSG_VERDICT_BATCH, _attribute(_VERDICT_HDR, struct.pack(">II", _ACCEPT, last)), _REQUEST)
 
     def _configure(self, attributes: bytes) -> None:
         self._send(_MSG_CONFIG, attributes, _REQUEST | _ACK)
@@ -146,14 +166,17 @@ def run_soon() -> None:
 
 def serve(queues: Sequence[DelayQueue]) -> NoReturn:
     """Delay packets until killed. `select` has microseconds where `poll` has milliseconds."""
-    by_socket = {queue.socket: queue for queue in queues}
     while True:
-        due = min(queue.due for queue in queues)
-        timeout = None if due == float("inf") else max(0.0, due - time.monotonic())
-        for ready in select.select(by_socket, (), (), timeout)[0]:
-            by_socket[ready].drain()
+        by_socket = {queue.socket: queue for queue in queues if queue.rests_until is None}
+        next_s = min(queue.next_s for queue in queues)
+        timeout = None if next_s == float("inf") else max(0.0, next_s - time.monotonic())
+        ready = select.select(by_socket, (), (), timeout)[0]
         now = time.monotonic()
+        for one in ready:
+            by_socket[one].drain(now)
         for queue in queues:
+            if queue.rests_until is not None and queue.rests_until <= now:
+                queue.drain(now)
             queue.release(now)
 
 

@@ -2,7 +2,10 @@
 
 import multiprocessing
 import os
+import re
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -79,3 +82,15 @@ def test_the_peak_is_within_a_quarter_of_the_planners_formula(
         print(f"rank {rank}: peak {peak / 1e6:.0f} MB, formula {formula / 1e6:.0f} MB, {peak / formula:.2f}")
         assert peak <= 1.25 * formula, f"rank {rank}"
         assert peak >= 0.3 * formula, f"rank {rank}: the formula says far too much"
+
+
+def test_a_worker_has_large_blocks_in_large_pages() -> None:
+    if "[never]" in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text():
+        pytest.skip("this kernel gives no large pages")
+    program = (
+        "from pathlib import Path; import torch; from wantrain.training.loop import set_up_process; set_up_process(1);"
+        " kept = torch.ones(1 << 24); print(Path('/proc/self/smaps_rollup').read_text())"
+    )
+    shown = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    (kilobytes,) = re.findall(r"AnonHugePages: +(\d+) kB", shown)
+    assert int(kilobytes) >= 32 << 10, "half of the tensor"

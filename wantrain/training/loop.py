@@ -81,13 +81,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def set_up_process(threads: int) -> None:
-    """Set what holds for a whole worker process: threads, small numbers, how memory is given back, and that it ends
-    when the torchrun that started it does.
+    """Set what holds for a whole worker process: threads, small numbers, how memory is taken and given back, and that
+    it ends when the torchrun that started it does.
 
     glibc keeps freed blocks of up to 32 MB for reuse, in an arena for each thread, so that payloads made in one thread
     and freed in another add up to a quarter more than is ever in use (measured: tests/training/test_memory.py). With a
-    fixed threshold every larger block is returned when it is freed.
+    fixed threshold every larger block is returned when it is freed. So it has to be taken anew, which costs a quarter
+    as much in pages of 2 MB (torch reads the wish for them when it first makes a tensor).
     """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
     if platform.libc_ver()[0] == "glibc":

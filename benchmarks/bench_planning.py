@@ -2,7 +2,7 @@ r"""Is what `wantrain plan` says true? Plans, advice and break-even against runs
 
     python benchmarks/bench_planning.py --placement     planned, naive and site-by-site placement, worldwide
     python benchmarks/bench_planning.py --placement --machines 2 --model gpt2 --microbatch-size 4 --batch-size 128 \
-        --stages 4 --replicas 4 --dilation 20           the same with 16 workers and a GPT's true shapes, in 18 GB
+        --stages 4 --replicas 4 --dilation 24           the same with 16 workers and a GPT's true shapes, in 18 GB
     python benchmarks/bench_planning.py --advice        what would help most, before and after
     python benchmarks/bench_planning.py --break-even    the link speed under which a codec pays, against the crossover
 

@@ -122,10 +122,11 @@ def run_python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-def test_planning_emulating_and_launching_load_no_torch() -> None:
+def test_planning_emulating_and_launching_load_neither_torch_nor_matplotlib() -> None:
     wanted = [name for name in MODULES if room_of(name) in TORCHLESS and not name.endswith("__main__")]
     code = (
-        f"import importlib, sys\n[importlib.import_module(one) for one in {wanted}]\nassert 'torch' not in sys.modules"
+        f"import importlib, sys\n[importlib.import_module(one) for one in {wanted}]\n"
+        "assert not {'torch', 'matplotlib'} & set(sys.modules)"
     )
     done = run_python(code)
     assert (done.returncode, done.stderr) == (0, "")

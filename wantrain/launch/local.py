@@ -26,13 +26,12 @@ from wantrain.errors import ConfigError, EmulationError
 from wantrain.fact import write_text
 from wantrain.launch.tail import keep_earlier
 from wantrain.launch.torchrun import MASTER_PORT, single_host_argv, train_argv, with_this_python, worker_argv
-from wantrain.launch.watch import END_WITHIN_S, end, follow, sum_up
+from wantrain.launch.watch import END_WITHIN_S, end, follow, sum_up, write_page
 from wantrain.netem.check import RATE_TOLERANCE, check_network
 from wantrain.netem.commands import INTERFACE
 from wantrain.netem.emulate import EmulatedNetwork, machine_commands
 from wantrain.netem.sandbox import die_with_parent, enter_sandbox, inside_sandbox, why_no_sandbox
 from wantrain.plan import Plan
-from wantrain.report.page import write_report
 from wantrain.report.tables import print_network, print_plan, print_summary
 from wantrain.run_directory import LinkMeasurement, NetworkRecord, RunDirectory
 from wantrain.topology import Topology
@@ -106,7 +105,7 @@ def _watch(run: RunDirectory, args: argparse.Namespace) -> int:
             first_step=steps[0] if steps else 0,
         )
     sum_up(run, config, plan, args.dilation)
-    write_report(run)
+    write_page(run)
     print_summary(run, interrupted)
     return 130 if interrupted else 0
 

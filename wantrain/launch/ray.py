@@ -30,9 +30,8 @@ from wantrain.launch.ray_cluster import Node, agents_on, ask_all, await_places, 
 from wantrain.launch.ray_measure import measure_topology
 from wantrain.launch.ray_worker import RemoteWorker
 from wantrain.launch.torchrun import train_argv
-from wantrain.launch.watch import END_WITHIN_S, end, follow, sum_up
+from wantrain.launch.watch import END_WITHIN_S, end, follow, sum_up, write_page
 from wantrain.plan import Plan
-from wantrain.report.page import write_report
 from wantrain.report.tables import print_plan, print_summary
 from wantrain.run_directory import RunDirectory
 from wantrain.scheduler.replan import replan
@@ -96,7 +95,7 @@ class _Launch:
             self._announce(said)
         plan = Plan.load(self._run.plan)
         sum_up(self._run, self._config, plan)
-        write_report(self._run)
+        write_page(self._run)
         print_summary(self._run, ended)
         if ended:
             print("that is, on this cluster: with --engine ray and its options")

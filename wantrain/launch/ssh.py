@@ -29,9 +29,8 @@ from wantrain.launch.environment import Environment
 from wantrain.launch.hosts import Host, Hosts
 from wantrain.launch.tail import keep_earlier
 from wantrain.launch.torchrun import train_argv, worker_argv
-from wantrain.launch.watch import END_WITHIN_S, end, follow, sum_up, write_figures
+from wantrain.launch.watch import END_WITHIN_S, end, follow, sum_up, write_figures, write_page
 from wantrain.plan import Plan
-from wantrain.report.page import write_report
 from wantrain.report.tables import print_plan, print_summary
 from wantrain.run_directory import RunDirectory
 from wantrain.topology import Topology
@@ -160,7 +159,7 @@ class _Launch:
                 first_step=first_step,
             )
         self._sum_up()
-        write_report(run)
+        write_page(run)
         print_summary(run, interrupted, hosts=self._args.hosts)
         return 130 if interrupted else 0
 

@@ -100,6 +100,13 @@ def sum_up(run: RunDirectory, config: RunConfig, plan: Plan, dilation: float = 1
     write_figures(run, config, plan, dilation, trigram_loss=round(trigram, 4))
 
 
+def write_page(run: RunDirectory) -> None:
+    """Write the run's page; its pictures load matplotlib, which no start waits for."""
+    from wantrain.report.page import write_report
+
+    write_report(run)
+
+
 def write_figures(run: RunDirectory, config: RunConfig, plan: Plan, dilation: float, **more: object) -> None:
     """Write the run's figures as far as its metrics tell them."""
     steps = run.read_steps(0)

@@ -85,7 +85,8 @@ def test_the_peak_is_within_a_quarter_of_the_planners_formula(
 
 
 def test_a_worker_has_large_blocks_in_large_pages() -> None:
-    if "[never]" in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text():
+    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not setting.exists() or "[never]" in setting.read_text():
         pytest.skip("this kernel gives no large pages")
     program = (
         "from pathlib import Path; import torch; from wantrain.training.loop import set_up_process; set_up_process(1);"

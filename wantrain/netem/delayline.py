@@ -10,7 +10,7 @@ is one recv and one append, which must keep up with bursts: without root a netli
 what does not fit is a lost packet. TCP's large packets stay whole (NFQA_CFG_F_GSO), which saves 40 ids of every 41.
 Waking up costs more than all this, so a queue that got packets rests for a turn, a small share of its delay, before
 it is looked at again, and what falls due within half a turn goes together. A packet that comes alone waits exactly its
-time, one in a stream by half a turn more or less (16 workers at a dilation of 20: the lines took 44 % of all
+time, one in a stream up to a turn less or half a turn more (16 workers at a dilation of 20: the lines took 44 % of all
 processor time before).
 
 The process sleeps nearly always and asks the scheduler for short turns, so it runs soon after it wakes beside busy
@@ -60,7 +60,7 @@ _BATCH = 512
 """Chosen: ids taken from one queue before due ones are released elsewhere, well below a millisecond of work."""
 
 _TURNS = 32
-"""Chosen: turns in a queue's delay; what a stream's packets wait is off by a 64th of it at most."""
+"""Chosen: turns in a queue's delay; what a stream's packets wait is off by a 32nd of it at most."""
 
 _LONGEST_TURN_S = 20e-3
 """Chosen: at 1 Gbit/s in frames of 1514 bytes 1650 ids come in it, which a socket holds without root."""
